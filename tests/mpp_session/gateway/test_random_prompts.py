@@ -24,15 +24,16 @@ import pytest
 from channel.limits import RESERVATION_STEP_UNITS
 from tests.mpp_session.gateway.conftest import OpenAgent, RunGateway, Running
 from tests.mpp_session.gateway.real_model import real_model
-from tests.mpp_session.gateway.test_real_model import FIELDS, MONEY, TOOL, made
+from tests.mpp_session.gateway.test_real_model import FIELDS, TOOL, made
 from tests.waiting import until
 
 PROMPTS = int(os.environ.get("PROMPTS", "12"))
 RESULT = os.environ.get("PROMPTS_RESULT", "")
 """A file for the sums."""
 SEED = 20261201
-OUTPUT_PRICE = 1000
-"""As in `MONEY`: 1 base unit for a token read, 1000 for one made. No prompt has so many tokens."""
+END_OF_TIME = 2**62
+PRICES: dict[str, Any] = {"price__per_unit": None, "price__input": "1", "price__output": "2"}
+"""In base units, 1 for a token read and 2 for one made."""
 TEXTS = (
     "Say hello.",
     "Nenne drei Tiere, die im Wald leben, und sage kurz warum.",
@@ -191,19 +192,24 @@ async def test_the_bill_of_random_prompts_is_the_server_s_own_count(
     run_gateway: RunGateway, open_agent: OpenAgent, real: str
 ) -> None:
     async with (
-        run_gateway(upstream__url=real, upstream__fields=FIELDS, **MONEY) as gateway,
+        run_gateway(upstream__url=real, upstream__fields=FIELDS, **PRICES) as gateway,
         open_agent() as agent,
         httpx.AsyncClient() as bare,
     ):
         unexplained: dict[int, Any] = {}
         spent = tokens = left = refused = 0
+        last: Any = None
         for number in range(PROMPTS):
             case, before = make(number), await made(bare, real)
             seen = await ask(agent, gateway, case)
             await until(partial(is_over, gateway, bare, real))
             expected = await made(bare, real) - before
             now = sum(one.spent for one in await gateway.channels())
-            output, read = divmod(now - spent, OUTPUT_PRICE)
+            charges = await gateway.parts.ledger.list_charges(0, END_OF_TIME, after=last)
+            used = dict(charges[0].usage or {}) if charges else {}
+            output, read = used.get("output_token", 0), used.get("input_token", 0)
+            last = charges[0] if charges else last
+            assert (len(charges) < 2, now - spent) == (True, 2 * output + read)
             spent = now
             if seen.has_left:
                 left += 1
