@@ -32,6 +32,7 @@ from tests.waiting import until
 HASTY = replace(LIMITS, wait_s=0.05)
 TIMES = 20
 LEASE_S = LIMITS.lease_s
+CANCEL = abi.Function("cancelAuthorization(address,bytes32,bytes)")
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ class Payer:
         self.shop = shop
         account = shop.chain.account("agent")
         self.address = account.address
+        self.balance = 0
+        """In tokens, when it last cancelled."""
         self._account = Account.from_key(account.private_key)
         values = shop.chain.values
         self._method = evm(
@@ -78,6 +81,30 @@ class Payer:
                 CredentialParams(challenge=challenge)
             )
         }
+
+    async def cancel(self, payment: dict[str, str]) -> None:
+        """Take an authorization back on the chain; a stranger sends it and pays the gas."""
+        nonce = bytes.fromhex(
+            Credential.from_authorization(payment["authorization"]).payload["nonce"][2:]
+        )
+        signed = self._account.sign_typed_data(
+            {
+                "name": "Dev USD",
+                "version": "1",
+                "chainId": self.shop.chain.values.chain_id,
+                "verifyingContract": format_checksum_address(self.shop.chain.values.token),
+            },
+            {
+                "CancelAuthorization": [
+                    {"name": "authorizer", "type": "address"},
+                    {"name": "nonce", "type": "bytes32"},
+                ]
+            },
+            {"authorizer": self._account.address, "nonce": nonce},
+        )
+        self.balance = await self.shop.balance(self.address)
+        call = CANCEL.encode(self.address, nonce, bytes(signed.signature))
+        await self.shop.chain.sender("stranger").send(self.shop.chain.values.token, call)
 
     async def exact(self, path: str = JOKE) -> dict[str, str]:
         """Return the field that pays for a path by x402."""
@@ -209,7 +236,35 @@ async def test_a_stream_that_breaks_off_is_a_credit_of_its_payer(shop: Shop, kin
 
 
 async def test_a_cancelled_authorization_buys_nothing(shop: Shop) -> None:
-    """The token takes no transfer by it; the handler does not run."""
+    """F-83: its payer took it back on the chain; the handler does not run, no gas is spent."""
+    payer = Payer(shop)
+    payment = await payer.charge()
+    await payer.cancel(payment)
+    answer = await ask(shop, payment)
+    assert answer.status_code == 402
+    assert "refuses the transfer" in await detail(answer)
+    assert (shop.served, await shop.sent()) == (0, 0)
+
+
+async def test_an_authorization_cancelled_while_the_handler_runs_gets_no_answer(
+    shop: Shop,
+) -> None:
+    """F-83: the answer is made, and leaves only for a transfer that is mined."""
+    payer = Payer(shop)
+    payment = await payer.charge()
+    shop.may_go_on.clear()
+    asking = asyncio.create_task(ask(shop, payment))
+    await until(lambda: shop.served == 1)
+    await payer.cancel(payment)
+    shop.may_go_on.set()
+    answer = await asking
+    assert answer.status_code == 402, answer.text
+    assert "joke 1" not in answer.text
+    assert await shop.balance(payer.address) == payer.balance
+
+
+async def test_tokens_that_are_gone_buy_nothing(shop: Shop) -> None:
+    """The token takes no transfer of them; the handler does not run."""
     payer = Payer(shop)
     payment = await payer.charge()
     await spend_elsewhere(shop, payer)
