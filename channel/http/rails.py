@@ -15,7 +15,7 @@ from channel.http.pricing import Priced
 from channel.http.request import RequestBody
 from channel.types import Address
 
-__all__ = ["Charged", "RailOffer", "RailRequest", "Rails"]
+__all__ = ["Charged", "RailOffer", "RailPrice", "RailRequest", "Rails"]
 
 
 class RailOffer(msgspec.Struct, frozen=True):
@@ -25,6 +25,15 @@ class RailOffer(msgspec.Struct, frozen=True):
     intent: str
     headers: Headers
     """Whole header lines: a challenge of its own, and what other protocols read beside it."""
+
+
+class RailPrice(msgspec.Struct, frozen=True):
+    """What one request costs by a rail, as discovery lists it."""
+
+    method: str
+    intent: str
+    amount: int
+    """Base units."""
 
 
 class Charged(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +72,9 @@ class Rails(Protocol):
         Raises:
             BadRequestError: It carries two.
         """
+
+    def prices(self, priced: Priced) -> Sequence[RailPrice]:
+        """Return what a request of a route costs by each rail; none if it takes none."""
 
     async def offers(self, scope: Scope, priced: Priced) -> Sequence[RailOffer]:
         """Return the other ways to pay this request; none for a route that does not take them."""

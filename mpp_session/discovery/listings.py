@@ -110,7 +110,7 @@ def _mpp_endpoint(service: Service, operation: Operation) -> dict[str, Any]:
     }
     if not operation.is_paid:
         return endpoint
-    offers = list_offers(service, operation)
+    offers = [one for one in list_offers(service, operation) if one.intent == INTENT]
     if len(offers) == 1 and offers[0].amount is not None:
         endpoint |= {"amount": offers[0].amount, "unitType": offers[0].unit_type}
     if operation.is_metered or "amount" not in endpoint:

@@ -1,4 +1,4 @@
-"""The prices of an operation as registries state them, all from the gate's challenges (pure)."""
+"""The prices of an operation as registries state them, all from what the gate asks for (pure)."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -18,6 +18,8 @@ __all__ = ["Offered", "list_offers", "request_price"]
 class Offered(msgspec.Struct, frozen=True, kw_only=True):
     """One price of an operation."""
 
+    method: str = DEFAULT.name
+    intent: str = INTENT
     amount: str | None
     """Base units for one unit, decimal; None if the price depends on the request."""
     unit_type: str | None
@@ -29,8 +31,8 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
     def members(self) -> dict[str, Any]:
         """The offer as draft-payment-discovery-01 writes it."""
         return {
-            "intent": INTENT,
-            "method": DEFAULT.name,
+            "intent": self.intent,
+            "method": self.method,
             "amount": self.amount,
             "currency": self.currency,
             "description": self.description,
@@ -38,7 +40,10 @@ class Offered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_offers(service: Service, operation: Operation) -> list[Offered]:
-    """Return the offers of a paid operation: for each challenge one, with its price of one unit."""
+    """Return the offers of a paid operation: for each challenge one.
+
+    A session states its price of one unit, any other way to pay that of one request.
+    """
     return list(_list(service, operation))
 
 
@@ -50,6 +55,15 @@ def _list(service: Service, operation: Operation) -> Iterator[Offered]:
             yield _offered(one.priced, currency, f"{one.name}: per ", f" {where}: {one.price}")
     elif operation.priced is not None:
         yield _offered(operation.priced, currency, "per ", f" {where}: {operation.price}")
+        for rail in operation.rails:
+            yield Offered(
+                method=rail.method,
+                intent=rail.intent,
+                amount=str(rail.amount),
+                unit_type=None,
+                currency=currency,
+                description=f"One request, paid by one transfer {where}",
+            )
     else:
         text = f"The price {operation.price}, {where}"
         yield Offered(amount=None, unit_type=None, currency=currency, description=text)

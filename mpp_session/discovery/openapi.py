@@ -5,8 +5,6 @@ It is advice: the challenge of a 402 alone says what is paid (DISC-07).
 
 from typing import Any, Final
 
-from channel.methods.registry import DEFAULT
-from channel.wire.challenge import INTENT
 from channel.wire.encoding import format_checksum_address
 from channel.wire.problem import PROBLEM_CONTENT_TYPE
 from mpp_session.discovery.offers import list_offers, request_price
@@ -102,12 +100,15 @@ def _operation(service: Service, operation: Operation) -> dict[str, Any]:
 
 
 def _payment_info(service: Service, operation: Operation) -> dict[str, Any]:
-    """Return the offers: for each challenge one, with its price of one unit (DISC-04)."""
-    info: dict[str, Any] = {"offers": [one.members for one in list_offers(service, operation)]}
+    """Return the offers: for each challenge one (DISC-04)."""
+    offers = list_offers(service, operation)
+    info: dict[str, Any] = {"offers": [one.members for one in offers]}
     if "agentcash" in service.compat:
         currency = format_checksum_address(service.token)
         info["price"] = request_price(service, operation)
+        ways = dict.fromkeys((one.method, one.intent) for one in offers)
         info["protocols"] = [
-            {"mpp": {"method": DEFAULT.name, "intent": INTENT, "currency": currency}}
+            {"mpp": {"method": method, "intent": intent, "currency": currency}}
+            for method, intent in ways
         ]
     return info

@@ -10,6 +10,7 @@ import msgspec
 from channel.errors import ConfigError
 from channel.http.middleware import PaymentGate
 from channel.http.pricing import Price, Priced, Route
+from channel.http.rails import RailPrice
 from channel.http.refusals import format_price
 from channel.methods.registry import DEFAULT
 from channel.types import Address, TokenUnit
@@ -74,6 +75,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """The price for people; empty if it is free."""
     variants: tuple[Variant, ...] = ()
     """The prices of which a request's content chooses one."""
+    rails: tuple[RailPrice, ...] = ()
+    """The other ways to pay one request."""
     description: Description
 
     @property
@@ -212,6 +215,7 @@ def _operations(
             priced=priced,
             price=_DEPENDS if priced is None else _one_line(format_price(priced, gate.unit)),
             variants=tuple(_variant(gate, route, name, price) for name, price in several),
+            rails=() if gate.rails is None or priced is None else tuple(gate.rails.prices(priced)),
             description=descriptions.get((route.method, route.path)) or _describe(route, priced),
         )
 

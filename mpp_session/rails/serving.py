@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from channel.errors import BadRequestError, MethodUnsupportedError, ProblemError, WireError
 from channel.http.asgi import Headers, Scope
 from channel.http.pricing import Priced
-from channel.http.rails import Charged, RailOffer, RailRequest
+from channel.http.rails import Charged, RailOffer, RailPrice, RailRequest
 from channel.http.request import ClientGoneError
 from channel.state.requests import StoredResponse
 from channel.wire.encoding import decode_base64url
@@ -76,6 +76,11 @@ class ChargeRails:
         if credential is not None and is_signed:
             raise BadRequestError("Send one payment: a Payment credential or PAYMENT-SIGNATURE.")
         return is_signed or (credential is not None and _is_charge(credential))
+
+    def prices(self, priced: Priced) -> Sequence[RailPrice]:
+        """See `channel.http.rails.Rails.prices`."""
+        amount = self._amount_of(priced)
+        return () if amount is None else (RailPrice(_METHOD, _INTENT, amount),)
 
     async def offers(self, scope: Scope, priced: Priced) -> Sequence[RailOffer]:
         """See `channel.http.rails.Rails.offers`."""

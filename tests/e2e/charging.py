@@ -73,6 +73,7 @@ class Shop:
         self.seen: dict[str, str] = {}
         """The header fields of the last request that the application got."""
         self.url = ""
+        self.rails: ChargeRails | None = None
 
     @property
     def client(self) -> httpx.AsyncClient:
@@ -200,6 +201,7 @@ async def open_shop(
 
         provider = await open_.enter_async_context(provide(chain, folder, build=build))
         shop = shops[0]
+        shop.rails = rails
         shop.url = str(provider.client.base_url)
 
         if sends:

@@ -19,6 +19,9 @@ from x402.mechanisms.evm.exact import ExactEvmClientScheme
 from channel.errors import LedgerUnavailableError
 from channel.verify.typed_data import keccak
 from channel.wire.encoding import format_checksum_address
+from mpp_session.discovery.offers import list_offers
+from mpp_session.discovery.service import describe_service
+from mpp_session.settings import Discovery
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.charge.orders.interface import ChargeOrder
@@ -135,6 +138,26 @@ async def test_one_402_carries_every_offer(shop: Shop) -> None:
     ]
     assert len(answer.headers.get_list("payment-required")) == 1
     assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_discovery_lists_what_the_402_offers(shop: Shop) -> None:
+    """DISC-07: a charge at the price of one request, and none where a route takes none."""
+    assert shop.rails is not None
+    gate = shop.gate(shop.rails)
+    service = describe_service(gate, Discovery(), chain_id=shop.chain.values.chain_id, url=None)
+    listed = {
+        one.path: [(offer.intent, offer.amount) for offer in list_offers(service, one)]
+        for one in service.paid
+        if one.method == "GET"
+    }
+    answer = await shop.client.get(JOKE)
+    (line,) = [
+        each for each in answer.headers.get_list("www-authenticate") if 'intent="charge"' in each
+    ]
+    amount = Challenge.from_www_authenticate(line).request["amount"]
+    assert listed[JOKE] == [("session", str(PRICE)), ("charge", amount)]
+    assert listed["/cheap"] == [("session", "1")]
+    assert listed["/metered"] == [("session", str(PRICE))]
     assert answer.json()["status"] == 402
 
 
