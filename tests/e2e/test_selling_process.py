@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.testing.chain import TestChain
@@ -31,7 +32,8 @@ ROUTES = [
         path="/story",
         price=Price(unit_price=25, unit_type="llm_chunk"),
         metered=True,
-    )
+    ),
+    Route(method="GET", path="/joke", price=Price(unit_price=10_000, unit_type="joke")),
 ]
 
 
@@ -39,6 +41,11 @@ async def words() -> AsyncIterator[str]:
     while True:
         yield "and"
         await asyncio.sleep(0.005)
+
+
+@api.get("/joke")
+async def joke() -> str:
+    return "A payer walks into a channel."
 
 
 @api.get("/story")
@@ -55,13 +62,16 @@ app = sell(api, ROUTES, hooks=Payouts())
 """
 
 
-def build_shop(devnet: TestChain, tmp_path: Path, *, settles: bool) -> GatewayProcess:
+def build_shop(
+    devnet: TestChain, tmp_path: Path, *, settles: bool, **settings: str
+) -> GatewayProcess:
     (tmp_path / "shop.py").write_text(SHOP)
     ledger, port = tmp_path / "ledger.db", free_port()
     variables = gateway_variables(devnet.values, "", ledger, port, step_units=8, settles=settles)
     of_gateways = ("UPSTREAM_URL", "PRICE_PER_UNIT")
     for name in of_gateways:
         del variables[f"MPP_SESSION_{name}"]
+    variables |= {f"MPP_SESSION_{name.upper()}": value for name, value in settings.items()}
     # uvicorn gets the port as a flag; the setting is a gateway's, and only the helper reads it.
     command = [
         "env",
@@ -128,3 +138,29 @@ async def test_an_application_hears_of_its_payouts(devnet: TestChain, tmp_path: 
         (account,) = await client.payments.channels()
         assert account.spent >= PRICE
         await until(lambda: f"paid out {account.spent} True" in shop.said())
+
+
+async def test_single_payments_are_sent_by_the_settler_of_an_application(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """`rails.charge`: worker and settler are processes of their own, as users start them."""
+    shop = build_shop(devnet, tmp_path, settles=True, rails_charge="true")
+    values = devnet.values
+    (limits,) = policy_for(values).limits
+    limits = replace(limits, charge_max=10_000)
+    async with shop.running(), devnet.connect() as chain:
+        payee = chain.account("payee").address
+        before = await chain.token_balance(payee)
+        for paid, way in enumerate(("charge", "x402"), 1):
+            async with open_client(
+                rpc_url=values.rpc_url,
+                private_key=values.accounts["payer"].private_key,
+                policy=replace(policy_for(values), limits=(limits,), pays=(way,)),
+                store=tmp_path / f"{way}.db",
+            ) as client:
+                answer = await client.get(f"{shop.url}/joke")
+                assert answer.status_code == 200, answer.text
+                assert answer.json() == "A payer walks into a channel."
+                assert await client.payments.channels() == []
+            assert await chain.token_balance(payee) == before + paid * 10_000
+    assert "Traceback" not in shop.said()
