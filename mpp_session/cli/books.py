@@ -88,18 +88,25 @@ async def _read(url: str, *, open_only: bool) -> "list[ChannelState]":
         await ledger.close()
 
 
-def name_tokens(books: Books, states: "Sequence[ChannelState]") -> "dict[Address, TokenUnit]":
-    """Return the unit of each token in these channels; base units if no node names the unit."""
+def name_tokens(
+    books: Books, states: "Sequence[ChannelState]", *others: "Address"
+) -> "dict[Address, TokenUnit]":
+    """Return the unit of each token in these channels; base units if no node names the unit.
+
+    `others` are tokens of the chain in the settings that no channel may have.
+    """
     import asyncio
 
     from mpp_session.agent.amounts import BASE_UNITS
 
     units: dict[Address, TokenUnit] = {state.terms.token: BASE_UNITS for state in states}
+    units |= dict.fromkeys(others, BASE_UNITS)
     rpc_url, chain_id = books.values.get("chain.rpc_url"), books.values.get("chain.id")
     if rpc_url and str(chain_id).isdecimal():
         from mpp_session.operator.token_units import read_units
 
         number = int(str(chain_id))
         tokens = {state.terms.token for state in states if state.key.chain_id == number}
+        tokens |= {*others}
         units |= asyncio.run(read_units(str(rpc_url), number, tokens))
     return units

@@ -9,7 +9,7 @@ from mpp_session.cli.options import ConfigPath, Devnet, LedgerUrl
 from mpp_session.cli.output import count, format_id, print_json, print_pairs, say
 
 if TYPE_CHECKING:
-    from mpp_session.operator.earnings import GasSpent
+    from mpp_session.operator.earnings import GasSpent, Payments
 
 __all__ = ["NAME", "command"]
 
@@ -29,9 +29,9 @@ def command(
 ) -> None:
     """Add up what was delivered, paid out and refunded, by token.
 
-    Of all channels in the books, the ended ones too. Where the settings name the payee it is of
-    that payee alone, with the gas that settles, closes and payers' deposits cost in the last 90
-    days. No key is needed, and the gateway may be running.
+    Of all channels in the books, the ended ones too, and of single payments. Where the settings
+    name the payee it is of that payee alone, with the gas that settles, closes and payers' deposits
+    cost in the last 90 days. No key is needed, and the gateway may be running.
 
     \b
     mpp-session earnings --config gateway.toml
@@ -45,7 +45,7 @@ def command(
     states = read_channels(books, open_only=False)
     payee = books.values.get("payee.address")
     earned = add_up(states, None if payee is None else parse_address(str(payee)))
-    gas = _read_gas(books)
+    gas, payments = _read_gas(books), _read_payments(books)
     if as_json:
         rows = [
             {
@@ -60,11 +60,15 @@ def command(
         spent = None
         if gas is not None:
             spent = {"payouts_wei": str(gas.payouts_wei), "deposits_wei": str(gas.deposits_wei)}
-        print_json({"earned": rows, "gas": spent})
+        single = None
+        if payments is not None:
+            amounts = {"paid": str(payments.paid), "credit": str(payments.credit)}
+            single = {"count": payments.count, **amounts}
+        print_json({"earned": rows, "payments": single, "gas": spent})
         return
     if not earned:
         say("no channels")
-    units = name_tokens(books, states)
+    units = name_tokens(books, states, *(() if payments is None else (payments.token,)))
     for each in earned:
         say(f"token {format_id(each.token)} on chain {each.chain_id}", style="bold")
         print_pairs(
@@ -76,6 +80,16 @@ def command(
                 ],
             ]
         )
+    if payments is not None and payments.count:
+        unit = units[payments.token]
+        say("single payments", style="bold")
+        print_pairs(
+            [
+                ("payments", f"{payments.count:,}"),
+                ("paid", unit.format(payments.paid)),
+                ("credit of payers", unit.format(payments.credit)),
+            ]
+        )
     if gas is not None:
         print_pairs(
             [
@@ -83,6 +97,19 @@ def command(
                 ("gas of payers' deposits", format_ether(gas.deposits_wei)),
             ]
         )
+
+
+def _read_payments(books: Books) -> "Payments | None":
+    import asyncio
+
+    from mpp_session.operator.earnings import read_payments
+    from mpp_session.settings import parse_address
+
+    chain_id, token = books.values.get("chain.id"), books.values.get("chain.token")
+    if token is None or not str(chain_id).isdecimal():
+        return None
+    work = read_payments(books.url, chain_id=int(str(chain_id)), token=parse_address(str(token)))
+    return asyncio.run(work)
 
 
 def _read_gas(books: Books) -> "GasSpent | None":

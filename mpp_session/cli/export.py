@@ -24,6 +24,10 @@ __all__ = ["NAME", "By", "Format", "command", "format_cell", "read_time"]
 
 NAME: Final = "export"
 
+_OF_CHAIN: Final = ("chain.id", "chain.rpc_url", "chain.escrow", "payee.address")
+"""The settings by which payouts and gas are found."""
+_OF_PAYMENTS: Final = ("chain.id", "chain.token", "payee.address")
+"""Those by which single payments are found."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A spreadsheet may take a cell that begins so as a formula."""
 
@@ -71,10 +75,11 @@ def command(  # noqa: PLR0913 - one parameter an option
     devnet: Devnet = None,
     ledger: LedgerUrl = None,
 ) -> None:
-    """Write the charges, payouts, refunds and gas of a period.
+    """Write the charges, payments, payouts, refunds and gas of a period.
 
-    A `charge` is one paid request, with its model and usage; `settlement` and `close` are what the
-    escrow paid to you, `refund` what a close gave back to the payer, `gas` what your account paid.
+    A `charge` is one request paid from a channel, with its model and usage; a `payment` is one
+    paid by a transfer of its own. `settlement` and `close` are what the escrow paid to you,
+    `refund` what a close gave back to the payer, `gas` what your account paid.
     Amounts stand in whole tokens and in base units, times are UTC. No key is needed, and the
     gateway may be running. A new file is readable by its owner only: it names your customers.
 
@@ -93,9 +98,11 @@ def command(  # noqa: PLR0913 - one parameter an option
     if period.since >= period.until:
         raise ConfigError(f"expected --from before --to, found {since} and {until or 'now'}")
     books = Books.find(config, ledger, devnet)
-    reads_chain = chain and _names_chain(books)
+    reads_chain = chain and _names(books, *_OF_CHAIN)
     if chain and not reads_chain:
         report("payouts and gas are left out: the settings name no chain and payee")
+    if not _names(books, *_OF_PAYMENTS):
+        report("single payments are left out: the settings name no chain, token and payee")
     with _open(output) as file:
         write = _writer(file, format_)
         lines = asyncio.run(_export(books, period, by, write, reads_chain=reads_chain))
@@ -132,8 +139,7 @@ def format_cell(value: Any) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _names_chain(books: Books) -> bool:
-    names = ("chain.id", "chain.rpc_url", "chain.escrow", "payee.address")
+def _names(books: Books, *names: str) -> bool:
     return all(books.values.get(name) for name in names)
 
 
@@ -221,9 +227,34 @@ async def _entries(books: Books, period: "Period", *, reads_chain: bool) -> "Asy
             yield entry
     finally:
         await ledger.close()
+    if _names(books, *_OF_PAYMENTS):
+        async for entry in _payment_entries(books, period):
+            yield entry
     if reads_chain:
         async for entry in _chain_entries(books, period):
             yield entry
+
+
+async def _payment_entries(books: Books, period: "Period") -> "AsyncIterator[Entry]":
+    from channel.ledger.queries import TablesMissingError
+    from mpp_session.operator.export import read_payments
+    from mpp_session.settings import parse_address
+    from settlement.charge.orders.url import open_charges
+
+    values = books.values
+    chain_id, token = int(str(values["chain.id"])), parse_address(str(values["chain.token"]))
+    payee = parse_address(str(values["payee.address"]))
+    try:
+        orders = await open_charges(books.url, chain_id=chain_id, token=token, read_only=True)
+    except TablesMissingError:  # no single payment was ever taken on this ledger
+        return
+    try:
+        async for entry in read_payments(
+            orders, period, chain_id=chain_id, token=token, payee=payee
+        ):
+            yield entry
+    finally:
+        await orders.close()
 
 
 async def _chain_entries(books: Books, period: "Period") -> "AsyncIterator[Entry]":

@@ -4,19 +4,24 @@ The gas is from the journal, which keeps what ended for 90 days.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from channel.ledger.queries import TablesMissingError
 from channel.state.channel_state import ChannelState
 from channel.types import Address
+from settlement.charge.orders.url import open_charges
 from settlement.settle.schedule import value_at_risk
 from settlement.sponsor.orders.url import open_orders
 from settlement.tx.gas_hour import payout_cost_wei
 from settlement.tx.journal.url import open_journal
 from settlement.tx.orders import GWEI
 
-__all__ = ["Earned", "GasSpent", "add_up", "read_gas"]
+__all__ = ["Earned", "GasSpent", "Payments", "add_up", "read_gas", "read_payments"]
+
+EVER: Final = 2**62
+"""A time in Unix seconds after every other."""
 
 
 class Earned(msgspec.Struct, kw_only=True):
@@ -49,6 +54,17 @@ class GasSpent(msgspec.Struct, frozen=True, kw_only=True):
     """For payers."""
 
 
+class Payments(msgspec.Struct, kw_only=True):
+    """Requests that were paid in one token by transfers of their own, as long as they are kept."""
+
+    token: Address
+    count: int = 0
+    paid: int = 0
+    """In base units; it is in the payee's account."""
+    credit: int = 0
+    """The part of `paid` that was not served yet."""
+
+
 def add_up(states: Sequence[ChannelState], payee: Address | None) -> list[Earned]:
     """Return the sums, a token each; of one payee's channels, or of all if None (pure)."""
     found: dict[tuple[int, Address], Earned] = {}
@@ -68,6 +84,25 @@ def add_up(states: Sequence[ChannelState], payee: Address | None) -> list[Earned
             sums.open += 1
             sums.at_risk += value_at_risk(state)
     return list(found.values())
+
+
+async def read_payments(url: str, *, chain_id: int, token: Address) -> Payments:
+    """Return the sums of single payments; zeros where none was ever taken on these books."""
+    sums = Payments(token=token)
+    try:
+        orders = await open_charges(url, chain_id=chain_id, token=token, read_only=True)
+    except TablesMissingError:
+        return sums
+    try:
+        after = None
+        while page := await orders.list_made(0, EVER, after=after):
+            sums.count += len(page)
+            sums.paid += sum(order.amount for order in page)
+            sums.credit += sum(order.amount for order in page if not order.is_served)
+            after = page[-1]
+    finally:
+        await orders.close()
+    return sums
 
 
 async def read_gas(url: str, *, chain_id: int, account: Address, escrow: Address) -> GasSpent:

@@ -1,4 +1,4 @@
-"""A provider's accounts of a period: charges from the ledger, payouts and gas from the chain.
+"""A provider's accounts of a period: charges and payments from the ledger, the rest from the chain.
 
 Everything is read a page at a time and yielded in order of time, charges first. Amounts are base
 units, gas is wei. Closed entries never change: an entry of the ledger has the time of its commit,
@@ -14,6 +14,7 @@ import msgspec
 from channel.ledger.accounts import DAY_S, ChargeDay, ChargeRow
 from channel.ledger.interface import Ledger
 from channel.types import Address, TokenUnit, TxHash
+from settlement.charge.orders.interface import ChargeOrder, ChargeOrders
 from settlement.escrow.reader import EscrowReader
 from settlement.node import questions
 from settlement.node.rpc import Rpc
@@ -30,10 +31,11 @@ __all__ = [
     "format_time",
     "read_chain",
     "read_charges",
+    "read_payments",
 ]
 
 Bucket: TypeAlias = Literal["day", "month"]
-Kind: TypeAlias = Literal["charge", "settlement", "close", "refund", "gas"]
+Kind: TypeAlias = Literal["charge", "payment", "settlement", "close", "refund", "gas"]
 
 
 class Period(msgspec.Struct, frozen=True):
@@ -62,7 +64,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     route: str = ""
     outcome: str = ""
-    """Of a charge, as in the ledger. Of gas: `mined` or `reverted`."""
+    """Of a charge, as in the ledger. Of a payment: `served` or `credit`. Of gas: `mined` or
+    `reverted`."""
     usage: Mapping[str, int] | None = None
     request_id: str = ""
     response_id: str = ""
@@ -163,6 +166,31 @@ async def read_charges(
         for row in page:
             if payee is None or row.payee == payee:
                 yield _charge_entry(row)
+        after = page[-1]
+
+
+async def read_payments(
+    orders: ChargeOrders, period: Period, *, chain_id: int, token: Address, payee: Address
+) -> AsyncIterator[Entry]:
+    """Yield the single payments of a period, each at the time at which it was ordered.
+
+    What was paid and not served yet is its payer's credit.
+    """
+    after: ChargeOrder | None = None
+    while page := await orders.list_made(period.since, period.until, after=after):
+        for order in page:
+            yield Entry(
+                kind="payment",
+                at=order.wanted_at,
+                chain_id=chain_id,
+                amount=order.amount,
+                token=token,
+                requests=int(order.is_served),
+                outcome="served" if order.is_served else "credit",
+                payer=order.funder,
+                payee=payee,
+                tx_hash=order.tx_hash or b"",
+            )
         after = page[-1]
 
 

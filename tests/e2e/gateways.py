@@ -128,6 +128,11 @@ class GatewayProcess:
         raise TimeoutError(self._log.read_text())
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The environment that it runs in."""
+        return self._variables
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

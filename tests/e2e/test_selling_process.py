@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from channel.types import Address
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.testing.chain import TestChain
 from tests.e2e.gateways import PRICE, GatewayProcess, free_port, gateway_variables, policy_for
@@ -163,4 +166,32 @@ async def test_single_payments_are_sent_by_the_settler_of_an_application(
                 assert answer.json() == "A payer walks into a channel."
                 assert await client.payments.channels() == []
             assert await chain.token_balance(payee) == before + paid * 10_000
+        await assert_exported(shop, payer=values.accounts["payer"].address)
     assert "Traceback" not in shop.said()
+
+
+async def assert_exported(shop: GatewayProcess, *, payer: Address) -> None:
+    """The books have both payments, each with its transaction, and their gas."""
+    said = await ask(shop, "export", "--from", "2020-01", "--format", "jsonl")
+    entries = [json.loads(line) for line in said.splitlines()]
+    payments = [entry for entry in entries if entry["kind"] == "payment"]
+    assert [(each["base_units"], each["outcome"], each["payer"]) for each in payments] == [
+        ("10000", "served", f"0x{payer.hex()}")
+    ] * 2
+    gas = {each["transaction"] for each in entries if each["kind"] == "gas"}
+    assert {each["transaction"] for each in payments} <= gas
+    earned = await ask(shop, "earnings")
+    assert re.search(r"(?m)^payments +2\W", earned), earned
+    assert re.search(r"(?m)^paid +0\.020000 dUSD", earned), earned
+
+
+async def ask(shop: GatewayProcess, *arguments: str) -> str:
+    """Return what a command says about the application's books."""
+    asking = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mpp_session.cli", *arguments),
+        env=shop.variables,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await asking.communicate()
+    assert asking.returncode == 0
+    return said.decode()

@@ -13,16 +13,18 @@ An authorization is public once it may be broadcast. From then on a request must
 something that is not on the chain as well: see `ChargeOrders.claim`.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
+from channel.limits import CHARGES_DAYS
 from channel.state.requests import StoredResponse
 from channel.types import Address, TxHash
 from settlement.tx.orders import NONCE_TAKEN, OrderBook, OrderStatus
 
 __all__ = [
+    "PAID_KEPT_S",
     "ChargeClaim",
     "ChargeOrder",
     "ChargeOrders",
@@ -30,6 +32,10 @@ __all__ = [
     "GasLimit",
     "decide_claim",
 ]
+
+
+PAID_KEPT_S: Final = CHARGES_DAYS * 24 * 3600
+"""How long an order that was paid and served stays, for the accounts."""
 
 
 class ChargeOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +138,14 @@ class ChargeOrders(OrderBook[ChargeOrder], Protocol):
 
     async def list_credits(self) -> list[ChargeOrder]:
         """Return what is paid and not served, oldest first; a bounded number."""
+
+    async def list_made(
+        self, since: int, until: int, *, after: ChargeOrder | None = None
+    ) -> list[ChargeOrder]:
+        """Return what was paid, ordered from `since` to before `until`, oldest first.
+
+        A page of it: ask again with its last as `after`, until none is left.
+        """
 
     async def close(self) -> None:
         """Release the database."""

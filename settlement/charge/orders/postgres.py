@@ -1,5 +1,6 @@
 """Charge orders in the ledger's PostgreSQL database."""
 
+from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
@@ -12,10 +13,12 @@ from channel.types import Address, TxHash
 from settlement.charge.orders.interface import ChargeClaim, ChargeOrder, GasLimit, decide_claim
 from settlement.charge.orders.rows import (
     credit_values,
+    made_values,
     order_from_row,
     order_values,
     owner_values,
     place_values,
+    prune_values,
     require_gas_left,
 )
 from settlement.tx.orders import OrderStatus
@@ -101,11 +104,17 @@ class PostgresCharges:
 
     async def list_open(self) -> list[ChargeOrder]:
         """See `settlement.tx.orders.OrderBook.list_open`."""
-        return await self._list("select_open")
+        return await self._list("select_open", (*self._place, OPEN_ORDERS_MAX))
 
     async def list_credits(self) -> list[ChargeOrder]:
         """See `interface.ChargeOrders.list_credits`."""
-        return await self._list("select_credits")
+        return await self._list("select_credits", (*self._place, OPEN_ORDERS_MAX))
+
+    async def list_made(
+        self, since: int, until: int, *, after: ChargeOrder | None = None
+    ) -> list[ChargeOrder]:
+        """See `interface.ChargeOrders.list_made`."""
+        return await self._list("select_made", made_values(self._place, since, until, after))
 
     async def update(
         self,
@@ -124,17 +133,18 @@ class PostgresCharges:
     async def prune(self, before: int) -> int:
         """See `settlement.tx.orders.OrderBook.prune`."""
         async with self._database.use() as connection:
-            return _count(
-                await connection.execute(_SQL["delete_ended"], *self._place, before, before)
+            done = await connection.execute(
+                _SQL["delete_ended"], *prune_values(self._place, before)
             )
+        return _count(done)
 
     async def close(self) -> None:
         """See `interface.ChargeOrders.close`."""
         await self._database.close()
 
-    async def _list(self, name: str) -> list[ChargeOrder]:
+    async def _list(self, name: str, values: Sequence[object]) -> list[ChargeOrder]:
         async with self._database.use() as connection:
-            rows = await connection.fetch(_SQL[name], *self._place, OPEN_ORDERS_MAX)
+            rows = await connection.fetch(_SQL[name], *values)
         return [order_from_row(row) for row in rows]
 
 

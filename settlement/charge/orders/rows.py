@@ -6,17 +6,20 @@ from typing import Any, Final
 import msgspec
 
 from channel.errors import SponsoringPausedError
+from channel.limits import OPEN_ORDERS_MAX
 from channel.state.requests import StoredResponse
 from channel.types import Address, TxHash
-from settlement.charge.orders.interface import ChargeOrder, GasLimit
+from settlement.charge.orders.interface import PAID_KEPT_S, ChargeOrder, GasLimit
 from settlement.tx.orders import OrderStatus
 
 __all__ = [
     "credit_values",
+    "made_values",
     "order_from_row",
     "order_values",
     "owner_values",
     "place_values",
+    "prune_values",
     "require_gas_left",
 ]
 
@@ -75,6 +78,19 @@ def place_values(order: ChargeOrder) -> list[Any]:
         order.order_id,
         order.owner,
     ]
+
+
+def made_values(
+    place: tuple[int, Address], since: int, until: int, after: ChargeOrder | None
+) -> list[Any]:
+    """Return the arguments of `select_made`."""
+    start = (since, b"") if after is None else (after.wanted_at, after.order_id)
+    return [*place, until, *start, OPEN_ORDERS_MAX]
+
+
+def prune_values(place: tuple[int, Address], before: int) -> list[Any]:
+    """Return the arguments of `delete_ended`."""
+    return [*place, before, before, before - PAID_KEPT_S]
 
 
 def order_from_row(row: Sequence[Any]) -> ChargeOrder:

@@ -12,10 +12,12 @@ from channel.types import Address, TxHash
 from settlement.charge.orders.interface import ChargeClaim, ChargeOrder, GasLimit, decide_claim
 from settlement.charge.orders.rows import (
     credit_values,
+    made_values,
     order_from_row,
     order_values,
     owner_values,
     place_values,
+    prune_values,
     require_gas_left,
 )
 from settlement.tx.orders import OrderStatus
@@ -97,11 +99,17 @@ class SqliteCharges:
 
     async def list_open(self) -> list[ChargeOrder]:
         """See `settlement.tx.orders.OrderBook.list_open`."""
-        return await self._list("select_open")
+        return await self._list("select_open", (*self._place, OPEN_ORDERS_MAX))
 
     async def list_credits(self) -> list[ChargeOrder]:
         """See `interface.ChargeOrders.list_credits`."""
-        return await self._list("select_credits")
+        return await self._list("select_credits", (*self._place, OPEN_ORDERS_MAX))
+
+    async def list_made(
+        self, since: int, until: int, *, after: ChargeOrder | None = None
+    ) -> list[ChargeOrder]:
+        """See `interface.ChargeOrders.list_made`."""
+        return await self._list("select_made", made_values(self._place, since, until, after))
 
     async def update(
         self,
@@ -118,16 +126,15 @@ class SqliteCharges:
 
     async def prune(self, before: int) -> int:
         """See `settlement.tx.orders.OrderBook.prune`."""
-        return await self._write("delete_ended", (*self._place, before, before))
+        return await self._write("delete_ended", prune_values(self._place, before))
 
     async def close(self) -> None:
         """See `interface.ChargeOrders.close`."""
         await self._connection.close()
 
-    async def _list(self, name: str) -> list[ChargeOrder]:
+    async def _list(self, name: str, values: Sequence[object]) -> list[ChargeOrder]:
         def select(db: sqlite3.Connection) -> list[ChargeOrder]:
-            rows = db.execute(_SQL[name], (*self._place, OPEN_ORDERS_MAX))
-            return [order_from_row(row) for row in rows]
+            return [order_from_row(row) for row in db.execute(_SQL[name], values)]
 
         return await self._connection.run(select)
 

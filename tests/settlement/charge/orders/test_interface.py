@@ -7,9 +7,15 @@ import pytest
 from msgspec.structs import replace
 
 from channel.errors import SponsoringPausedError
+from channel.limits import OPEN_ORDERS_MAX
 from channel.state.requests import StoredResponse
 from channel.types import Address, TxHash
-from settlement.charge.orders.interface import ChargeOrder, ChargeOrders, GasLimit
+from settlement.charge.orders.interface import (
+    PAID_KEPT_S,
+    ChargeOrder,
+    ChargeOrders,
+    GasLimit,
+)
 from settlement.charge.orders.url import open_charges
 from settlement.tx.orders import NONCE_TAKEN, OrderStatus
 
@@ -18,6 +24,7 @@ CHAIN_ID = 31337
 NOW = 1_800_000_000
 LEASE_S = 60
 LIMIT = GasLimit(period_s=3600, gas_gwei=100)
+MUCH = GasLimit(period_s=3600, gas_gwei=10**6)
 TX = TxHash(b"\x07" * 32)
 ANSWER = StoredResponse(200, ((b"content-type", b"text/plain"),), b"joke")
 
@@ -30,7 +37,7 @@ def order(
         funder=Address(payer.to_bytes(20)),
         amount=amount,
         nonce=number.to_bytes(32),
-        calldata=b"call" + bytes([number]),
+        calldata=b"call" + number.to_bytes(2),
         deadline=NOW + 300,
         from_block=7,
         request_digest=bytes(32),
@@ -58,7 +65,7 @@ async def paid(orders: ChargeOrders, number: int = 1, *, served: bool = False) -
     """An order whose transfer is mined, and that no request owns."""
     first = order(number)
     assert await claims(orders, first)
-    assert await orders.place(replace(first, response=ANSWER), LIMIT)
+    assert await orders.place(replace(first, response=ANSWER), MUCH)
     await orders.update(first.order_id, OrderStatus.MADE, tx_hash=TX, gas_gwei=8)
     await (orders.serve if served else orders.release)(first.order_id, first.owner)
     found = await orders.find(first.order_id)
@@ -199,3 +206,31 @@ async def test_what_ended_is_kept_until_the_token_refuses_it(orders: ChargeOrder
     assert await orders.prune(NOW + 300) == 0
     assert await orders.prune(NOW + 301) == 1
     assert [each.order_id for each in await orders.list_credits()] == [order(1).order_id]
+
+
+async def test_what_was_paid_is_listed_by_time_and_kept_for_the_accounts(
+    orders: ChargeOrders,
+) -> None:
+    """In pages; without what a credit paid, and without what failed. Served ones last longer."""
+    many = OPEN_ORDERS_MAX + 2
+    for number in range(1, many + 1):
+        await paid(orders, number, served=True)
+    assert await claims(orders, order(many + 1, payer=8))
+    listed: list[ChargeOrder] = []
+    while page := await orders.list_made(NOW, NOW + 1, after=listed[-1] if listed else None):
+        listed += page
+    assert [each.nonce for each in listed] == [n.to_bytes(32) for n in range(1, many + 1)]
+    assert sum(each.amount for each in listed) == 50 * many
+    assert await orders.list_made(NOW + 1, NOW + 2) == []
+    assert await orders.list_made(NOW - 1, NOW) == []
+    await orders.prune(NOW + PAID_KEPT_S)
+    assert len(await orders.list_made(NOW, NOW + 1)) == OPEN_ORDERS_MAX
+    assert await orders.prune(NOW + PAID_KEPT_S + 1) == many
+    assert await orders.list_made(NOW, NOW + 1) == []
+
+
+async def test_what_a_credit_paid_is_listed_once(orders: ChargeOrders) -> None:
+    await paid(orders, 1)
+    again = await orders.claim(order(2), now=NOW, is_private=True)
+    assert again.order.order_id == order(1).order_id
+    assert [each.order_id for each in await orders.list_made(NOW, NOW + 1)] == [order(1).order_id]

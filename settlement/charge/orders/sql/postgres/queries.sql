@@ -37,6 +37,17 @@ SELECT order_id, chain_id, token, funder, amount, nonce, calldata, deadline, fro
  ORDER BY wanted_at, order_id
  LIMIT $3
 
+-- select_made --
+-- What was paid within a period and is no credit for another, by the time it was ordered.
+SELECT order_id, chain_id, token, funder, amount, nonce, calldata, deadline, from_block,
+       request_digest, owner, owned_until, wanted_at, gas_gwei, status, tx_hash, reason,
+       response, is_served, paid_by
+  FROM charge_order
+ WHERE chain_id = $1 AND token = $2 AND wanted_at < $3 AND status = 3 AND paid_by IS NULL
+   AND (wanted_at, order_id) > ($4, $5)
+ ORDER BY wanted_at, order_id
+ LIMIT $6
+
 -- select_gas --
 -- What the charges of a period may cost or did cost. What was not broadcast counts for nothing.
 SELECT coalesce(sum(gas_gwei), 0)::bigint
@@ -95,7 +106,8 @@ DELETE FROM charge_order WHERE order_id = $1 AND owner = $2 AND status = 0
 UPDATE charge_order SET owned_until = 0 WHERE order_id = $1 AND owner = $2
 
 -- delete_ended --
--- The token refuses these authorizations by now, and no payer has a credit by them.
+-- The token refuses these authorizations by now. What was paid is kept for the accounts, longer,
+-- and a payer's credit for ever.
 DELETE FROM charge_order
  WHERE chain_id = $1 AND token = $2 AND wanted_at < $3 AND deadline < $4
-   AND (status IN (0, 4, 5) OR is_served = 1)
+   AND (status IN (0, 4, 5) OR (is_served = 1 AND wanted_at < $5))

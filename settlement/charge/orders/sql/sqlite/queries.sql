@@ -37,6 +37,17 @@ SELECT order_id, chain_id, token, funder, amount, nonce, calldata, deadline, fro
  ORDER BY wanted_at, order_id
  LIMIT ?
 
+-- select_made --
+-- What was paid within a period and is no credit for another, by the time it was ordered.
+SELECT order_id, chain_id, token, funder, amount, nonce, calldata, deadline, from_block,
+       request_digest, owner, owned_until, wanted_at, gas_gwei, status, tx_hash, reason,
+       response, is_served, paid_by
+  FROM charge_order
+ WHERE chain_id = ? AND token = ? AND wanted_at < ? AND status = 3 AND paid_by IS NULL
+   AND (wanted_at, order_id) > (?, ?)
+ ORDER BY wanted_at, order_id
+ LIMIT ?
+
 -- select_gas --
 -- What the charges of a period may cost or did cost. What was not broadcast counts for nothing.
 SELECT coalesce(sum(gas_gwei), 0)
@@ -95,7 +106,8 @@ DELETE FROM charge_order WHERE order_id = ? AND owner = ? AND status = 0
 UPDATE charge_order SET owned_until = 0 WHERE order_id = ? AND owner = ?
 
 -- delete_ended --
--- The token refuses these authorizations by now, and no payer has a credit by them.
+-- The token refuses these authorizations by now. What was paid is kept for the accounts, longer,
+-- and a payer's credit for ever.
 DELETE FROM charge_order
  WHERE chain_id = ? AND token = ? AND wanted_at < ? AND deadline < ?
-   AND (status IN (0, 4, 5) OR is_served = 1)
+   AND (status IN (0, 4, 5) OR (is_served = 1 AND wanted_at < ?))
