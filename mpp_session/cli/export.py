@@ -75,7 +75,7 @@ def command(  # noqa: PLR0913 - one parameter an option
     devnet: Devnet = None,
     ledger: LedgerUrl = None,
 ) -> None:
-    """Write the charges, payments, payouts, refunds and gas of a period.
+    """Write the charges, payments, payouts and gas of a period.
 
     A `charge` is one request paid from a channel, with its model and usage; a `payment` is one
     paid by a transfer of its own. `settlement` and `close` are what the escrow paid to you,
