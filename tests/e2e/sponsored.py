@@ -33,9 +33,7 @@ from channel.verify.typed_data import (
     derive_channel_id,
     permit2_domain_separator,
 )
-from channel.wire.funding import (
-    Deposit,
-)
+from channel.wire.funding import Deposit
 from channel.wire.payload import (
     ClosePayload,
     VoucherPayload,

@@ -68,7 +68,7 @@ def signed_for(**domain: Any) -> Spoil:
         payer.token_domain = replace(payer.token_domain, **domain)
         payer.permit2_domain = replace(payer.permit2_domain, **domain)
         payload = await payer.opening(PRICE, kind)
-        if kind == "authorization" and "escrow" in domain:
+        if kind == "authorization" and "taker" in domain:
             fixed = replace(payload.authorization, to=payer.chain.values.escrow)
             return replace(payload, authorization=fixed)
         return payload
@@ -132,7 +132,7 @@ BOTH: dict[str, tuple[Spoil, int, str]] = {
     "signature": (by_a_stranger, 402, "session/invalid-signature|session/signer-mismatch"),
     "compact": (compact, 402, "session/invalid-signature"),
     "domain": (signed_for(separator=bytes(32)), 402, "session/signer-mismatch"),
-    "escrow": (signed_for(escrow=OTHER), 402, "session/signer-mismatch"),
+    "escrow": (signed_for(taker=OTHER), 402, "session/signer-mismatch"),
     "expired": (within(-100, -1), 402, "verification-failed"),
     "expires too soon": (within(-100, 59), 402, "verification-failed"),
     "voucher": (voucher_by_a_stranger, 402, "session/signer-mismatch"),
@@ -189,13 +189,18 @@ async def test_a_top_up_with_a_wrong_field_costs_no_gas(sponsored: Sponsored, ki
     assert (await provider.manage(await payer.opening(PRICE, kind))).status_code == 200
     before = await provider.ledger.load(payer.key)
     good = await payer.top_up(kind)
+    salt, key = payer.salt, payer.key
+    payer.next_channel()
+    of_no_channel = await payer.top_up(kind)
+    payer.salt, payer.key = salt, key
     wrong: dict[str, tuple[Any, int]] = {
         "additionalDeposit": (replace(good, additional_deposit=501), 400),
         "signature": (
             replace(good, signature=bytes([good.signature[0] ^ 1]) + good.signature[1:]),
             402,
         ),
-        "another channel": (replace(good, channel_id=bytes(32)), 410),
+        "another channel than is signed": (replace(good, channel_id=bytes(32)), 400),
+        "a channel that is not there": (of_no_channel, 410),
         "dust": (await payer.top_up(kind, amount=99), 402),
     }
     inner = good.authorization

@@ -173,9 +173,7 @@ contract StreamChannelStandIn is EIP712 {
         address authorizedSigner
     ) public view returns (bytes32) {
         return keccak256(
-            abi.encode(
-                payer, payee, token, salt, authorizedSigner, address(this), block.chainid
-            )
+            abi.encode(payer, payee, token, salt, authorizedSigner, address(this), block.chainid)
         );
     }
 
@@ -184,9 +182,8 @@ contract StreamChannelStandIn is EIP712 {
         view
         returns (bytes32)
     {
-        return _hashTypedDataV4(
-            keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, cumulativeAmount))
-        );
+        return
+            _hashTypedDataV4(keccak256(abi.encode(VOUCHER_TYPEHASH, channelId, cumulativeAmount)));
     }
 
     function domainSeparator() external view returns (bytes32) {
@@ -205,7 +202,9 @@ contract StreamChannelStandIn is EIP712 {
         uint128 cumulativeAmount,
         bytes calldata signature
     ) private {
-        if (cumulativeAmount > channel.deposit) revert AmountExceedsDeposit();
+        if (cumulativeAmount > channel.deposit) {
+            revert AmountExceedsDeposit();
+        }
         address signer =
             channel.authorizedSigner == address(0) ? channel.payer : channel.authorizedSigner;
         (address recovered,,) =
