@@ -34,7 +34,7 @@ def test_every_python_snippet_runs_here() -> None:
 
 def test_every_command_and_flag_it_shows_exists() -> None:
     flags: dict[str, set[str]] = {}
-    for name, rest in re.findall(r"mpp-session (\w+)((?: .*)?)", README):
+    for name, rest in re.findall(r"mpp-session ([\w-]+)((?: .*)?)", README):
         flags.setdefault(name, set()).update(re.findall(r"--[\w-]+", rest))
     assert flags.keys() >= {"gateway", "devnet", "pay"}
     for name, shown in flags.items():
