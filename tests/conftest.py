@@ -30,10 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Begun first, so that the other tests run beside them and not before.
 LONGEST = ("test_forge.py", "test_compile.py")
 # Their thousands of examples run lines that other tests run once; measuring takes as long again.
-REPEATING = (
-    *("test_interleavings.py", "test_ledgers.py", "test_parsers.py", "test_properties.py"),
-    "test_state_machine.py",
-)
+REPEATING = ("test_ledgers.py", "test_parsers.py", "test_state_machine.py")
 _machines = itertools.count()
 OURS = ["channel", "settlement", "mpp_session"]
 

@@ -1,5 +1,7 @@
 """Deposits that a payer only signed: each is credited once, or not at all."""
 
+# ruff: noqa: SLF001 -- no payload of `evm` carries a transaction for the server to send
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from channel.errors import MalformedPayloadError, VerificationFailedError
 from channel.methods.evm.payload import (
     build_top_up,
 )
+from channel.methods.interface import OpeningPlan, PayerTransaction
 from channel.types import TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
 from channel.wire.payload import (
@@ -155,3 +158,44 @@ async def test_a_server_without_a_relayer_takes_no_signed_deposit(tmp_path: Path
             await send(provider, provider.engine, offer, await top_up(provider, 1, 500))
         assert (await provider.books()).deposit == DEPOSIT
         await perform(provider, provider.payer.voucher(50))
+
+
+class Node:
+    """Takes payers' transactions, or refuses them; none of them is ever mined."""
+
+    def __init__(self, *, takes: bool) -> None:
+        self._takes = takes
+        self.sent: list[bytes] = []
+
+    async def broadcast(self, raw: bytes) -> bool:
+        self.sent.append(raw)
+        return self._takes
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_transaction_that_the_server_sends_and_the_chain_does_not_show_credits_nothing(
+    tmp_path: Path,
+    takes: bool,  # noqa: FBT001
+) -> None:
+    """OPEN-02: of a method whose credentials carry the payer's transaction; F-75 says why."""
+    node = Node(takes=takes)
+    payers = PayerTransaction(TxHash(b"\x05" * 32), raw=b"signed")
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        engine = Engine(
+            ledger=provider.ledger,
+            chain=provider.chain,
+            binder=ChallengeBinder([SECRET]),
+            settings=replace(SETTINGS, transaction_wait_s=HASTY_S),
+            broadcaster=node,
+            now=provider.clock,
+        )
+        plan = OpeningPlan(provider.payer.terms, payers)
+        assert not await engine._deposits._is_taken(plan)
+        with pytest.raises(VerificationFailedError) as refused:
+            await engine._deposits._find(payers)
+        assert ("The node refused it." in str(refused.value)) is not takes
+        assert node.sent == [b"signed"]
+        with pytest.raises(MalformedPayloadError, match="sends no transactions"):
+            await provider.engine._deposits._find(payers)
+        await engine.aclose()

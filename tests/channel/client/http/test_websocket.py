@@ -45,6 +45,7 @@ from tests.channel.client.conftest import limits_of
 from tests.channel.client.provider import PAYEE, PAYER_KEY, TOKEN, PaperChain
 from tests.channel.http.servers import SERVERS
 from tests.channel.selling import Provider, never_stop, open_provider
+from tests.e2e.gateways import free_port
 
 ROUTES = [
     Route(method="WEBSOCKET", path="/talk", price=Price(unit_price=10, unit_type="message_out")),
@@ -440,3 +441,61 @@ async def test_payments_open_websockets(open_agent: Opener) -> None:
         async with asyncio.timeout(60), payments.websocket(url + "/talk") as socket:
             await socket.send("hello")
             assert await socket.receive() == "hello"
+
+
+@pytest.mark.parametrize(
+    "first", ["hello", format_message_frame("one"), b"bytes", '{"mpp":"payment-receipt","data":{}}']
+)
+async def test_a_first_frame_that_is_no_receipt_ends_the_connection(
+    open_agent: Opener, first: str | bytes
+) -> None:
+    agent = await open_agent()
+
+    async def talk(socket: web.WebSocketResponse, record: Any) -> None:
+        assert record
+        if isinstance(first, str):
+            await socket.send_str(first)
+        else:
+            await socket.send_bytes(first)
+        await socket.receive()
+
+    async with lying(agent, talk) as url:
+        with pytest.raises(ReceiptViolationError):
+            await read_all(agent, url + "/talk")
+
+
+@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("size", [10, 10**6])
+async def test_a_server_without_a_websocket_is_reported(
+    open_agent: Opener, status: int, size: int
+) -> None:
+    """Its answer is read up to a bound; nothing is signed for it."""
+    agent = await open_agent()
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=size * b"x")
+
+    async with elsewhere(refuse) as url:
+        with pytest.raises(PaymentRefusedError):
+            await read_all(agent, url + "/talk")
+
+
+async def test_a_server_that_is_not_there_is_an_error_of_the_connection(open_agent: Opener) -> None:
+    agent = await open_agent()
+    with pytest.raises(httpx.ConnectError):
+        await read_all(agent, f"ws://127.0.0.1:{free_port()}/talk")
+
+
+@contextlib.asynccontextmanager
+async def elsewhere(
+    answer: Callable[[web.Request], Awaitable[web.Response]],
+) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/talk", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"ws://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
