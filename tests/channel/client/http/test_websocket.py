@@ -464,7 +464,7 @@ async def test_a_first_frame_that_is_no_receipt_ends_the_connection(
             await read_all(agent, url + "/talk")
 
 
-@pytest.mark.parametrize("status", [404, 500])
+@pytest.mark.parametrize("status", [403, 404, 500])
 @pytest.mark.parametrize("size", [10, 10**6])
 async def test_a_server_without_a_websocket_is_reported(
     open_agent: Opener, status: int, size: int
