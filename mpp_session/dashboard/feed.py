@@ -81,7 +81,7 @@ class Cycle(msgspec.Struct, kw_only=True):
     status: int | None = None
     cost: int = 0
     issued: list[str] = msgspec.field(default_factory=list)
-    """The ids of the challenges that it was answered with."""
+    """The ids of the challenges that it was answered with, while no request answers one here."""
     answers: str | None = None
     """The id of a challenge that another process may have issued: this one did not."""
     vouchers: int = 0
@@ -279,6 +279,7 @@ class Feed(Hooks):
             return cycle
         found = self._challenged.pop(event.challenge_id, None)
         if found is not None and found.number in self.cycles:
+            found.issued = []  # another process may still be paid under the same challenge
             found.add("Credential", event.received, "answers the challenge")
             return found
         cycle = self._begin(event)

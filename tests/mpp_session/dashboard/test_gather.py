@@ -58,6 +58,23 @@ async def test_a_cycle_that_two_workers_served_is_one(tmp_path: Path) -> None:
     assert after[-1] > after[0]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_challenge_that_two_workers_were_paid_under_is_two_cycles(
+    tmp_path: Path,
+    is_first: bool,  # noqa: FBT001
+) -> None:
+    """Decision 6: a challenge may be used until it expires, so no paid request is lost."""
+    issuer, other = Feed(), Feed()
+    issuer.on_challenge(challenge(0, 1, "a"))
+    at_issuer, at_other = (102.0, 103.0) if is_first else (103.0, 102.0)
+    issuer.on_receipt(receipt(3, 2, challenge_id="a", received=at_issuer))
+    other.on_receipt(receipt(3, 3, challenge_id="a", received=at_other))
+    async with _worker(other, tmp_path, 1):
+        seen = await Feeds(issuer, tmp_path, 2).read()
+    assert [cycle.ending for cycle in seen.cycles] == ["paid", "paid"]
+    assert sum("402" in [step.name for step in cycle.steps] for cycle in seen.cycles) == 1
+
+
 async def test_lists_stay_bounded(tmp_path: Path) -> None:
     first, second = Feed(), Feed()
     for number in range(CYCLES_KEPT):
