@@ -369,6 +369,10 @@ class _Exchange:
         variant = read_variant(credential.challenge.opaque)
         if variant and any(callable(one.route.price) for one in self._priced):
             self._priced = self._gate.table.match({**self._scope, VARIANT: variant})
+        await send_empty(self._send, await self._perform(credential))
+
+    async def _perform(self, credential: Credential) -> Receipt:
+        """Do what a credential asks that pays for no answer; return its receipt."""
         offers = [one.offer for one in self._priced]
         client = read_client(self._scope)
         paid = self._engine.challenger.authenticate(
@@ -378,7 +382,7 @@ class _Exchange:
         if self._teller is not None:
             self._teller.accepted(paid, outcome)
             self._teller.managed(paid, outcome)
-        await send_empty(self._send, self._engine.receipt(paid, outcome))
+        return self._engine.receipt(paid, outcome)
 
     async def _serve(self, credential: Credential, own: Priced) -> None:
         """Reserve the price, run the handler, and spend when it answers with success."""
@@ -744,16 +748,7 @@ class _SocketExchange(_Exchange):
         """Accept a further credential of a running connection."""
         if brings_deposit(credential.payload):
             await self._require_ready()
-        offers = [one.offer for one in self._priced]
-        client = read_client(self._scope)
-        paid = self._engine.challenger.authenticate(
-            credential, offers, client=client, is_sale=False
-        )
-        outcome = await self._engine.perform(paid)
-        if self._teller is not None:
-            self._teller.accepted(paid, outcome)
-            self._teller.managed(paid, outcome)
-        return self._engine.receipt(paid, outcome)
+        return await super()._perform(credential)
 
     async def _refuse_frame(self, error: ProblemError) -> None:
         self._send = framing_send(self._send_raw)

@@ -7,7 +7,7 @@ caller does something else; a caller that reads nothing slows the server down.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeAlias, cast
 
 import aiohttp
@@ -240,22 +240,25 @@ async def _begin(
     return PayingWebSocket(socket, paid, courier)
 
 
-def _read_frame(text: str) -> Any:
+@contextlib.contextmanager
+def _reading(field: str, expected: str) -> Iterator[None]:
+    """Report what cannot be read as the server's violation."""
     try:
-        return parse_server_frame(text)
-    except WireError as error:
+        yield
+    except (WireError, UnicodeDecodeError) as error:
         raise ReceiptViolationError(
-            field="a frame", said=f"unreadable ({error})", expected="a frame of the protocol"
+            field=field, said=f"unreadable ({error})", expected=expected
         ) from error
+
+
+def _read_frame(text: str) -> Any:
+    with _reading("a frame", "a frame of the protocol"):
+        return parse_server_frame(text)
 
 
 def _receipt_text(frame: ReceiptFrame | CloseReadyFrame) -> str:
-    try:
+    with _reading("a receipt", "a receipt"):
         return format_receipt(parse_receipt_json(bytes(frame.data).decode()))
-    except (WireError, UnicodeDecodeError) as error:
-        raise ReceiptViolationError(
-            field="a receipt", said=f"unreadable ({error})", expected="a receipt"
-        ) from error
 
 
 class _Courier(ManagementClient):
@@ -546,9 +549,5 @@ class PayingWebSocket:
 
 
 def _read_usage(usage: dict[str, Any] | None) -> Usage | None:
-    try:
+    with _reading("usage", "units by kind"):
         return read_frame_usage(usage)
-    except WireError as error:
-        raise ReceiptViolationError(
-            field="usage", said=f"unreadable ({error})", expected="units by kind"
-        ) from error
