@@ -5,6 +5,7 @@ Used by the command `pay`. An agent in Python starts at `mpp_session.agent.clien
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,7 @@ from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
 from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.errors import CommandError
 
-__all__ = ["PaidOutcome", "Wallet", "describe_left", "pay"]
+__all__ = ["PaidOutcome", "Wallet", "describe_left", "make_folder", "pay"]
 
 
 class Wallet(msgspec.Struct, frozen=True):
@@ -53,6 +54,17 @@ class Wallet(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Wallet(rpc_url={self.rpc_url!r}, private_key=...)"
+
+    def open(self, store: Path) -> AbstractAsyncContextManager[PayingClient]:
+        """Return a client that pays from it, to be entered. Errors as `open_client`."""
+        return open_client(
+            rpc_url=self.rpc_url,
+            private_key=self.private_key,
+            policy=self.policy,
+            store=store,
+            wallet=self.contract,
+            keys=self.keys,
+        )
 
 
 class PaidOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,19 +114,9 @@ async def pay(
             exceed the limits. The message says what is left in the channel, if anything is.
         ConfigError: See `open_client`.
     """
+    await make_folder(store)
     try:
-        await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"{store.parent} cannot be created: {error.strerror}") from error
-    try:
-        async with open_client(
-            rpc_url=wallet.rpc_url,
-            private_key=wallet.private_key,
-            policy=wallet.policy,
-            store=store,
-            wallet=wallet.contract,
-            keys=wallet.keys,
-        ) as client:
+        async with wallet.open(store) as client:
             ask = _Ask(method, url, content)
             return await _pay(client, ask, keep_open=keep_open, show=show)
     except (ConfigError, StoreError):
@@ -133,6 +135,18 @@ async def pay(
     except MppSessionError as error:
         words = _describe_refusal(error, wallet.unit)
         raise CommandError(f"{words} {await describe_left(store, url, wallet.unit)}") from error
+
+
+async def make_folder(store: Path) -> None:
+    """Make the folder of a payment store.
+
+    Raises:
+        CommandError: It cannot be made.
+    """
+    try:
+        await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{store.parent} cannot be created: {error.strerror}") from error
 
 
 async def describe_left(store: Path, url: str, unit: TokenUnit) -> str:

@@ -81,19 +81,10 @@ def command(  # noqa: PLR0913 -- each is a flag
 
 
 async def _serve(words: list[str], payer: "Wallet", store: "Path", *, closes: bool) -> None:
-    import asyncio
-
-    from mpp_session.agent.client import open_client
+    from mpp_session.agent.pay import make_folder
     from mpp_session.mcp.proxy import run_proxy, server_of
 
     server = server_of(words)
-    await asyncio.to_thread(store.parent.mkdir, parents=True, exist_ok=True)
-    async with open_client(
-        rpc_url=payer.rpc_url,
-        private_key=payer.private_key,
-        policy=payer.policy,
-        store=store,
-        wallet=payer.contract,
-        keys=payer.keys,
-    ) as wallet:
+    await make_folder(store)
+    async with payer.open(store) as wallet:
         await run_proxy(server, wallet, closes=closes)
