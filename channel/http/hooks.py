@@ -40,7 +40,7 @@ _LOG_INTERVAL_S: Final = 60.0
 
 Action: TypeAlias = Literal["request", "repeat", "open", "topUp", "voucher", "close", "charge"]
 """What a credential did: buy an answer, ask for a stored one again, or manage its channel. With
-`charge` it bought an answer by a single payment, and there is no channel."""
+`charge` a single payment bought an answer, without a channel."""
 Ending: TypeAlias = Literal["done", "left", "failed"]
 """How a paid request ended: answered, its client left, or it broke off."""
 

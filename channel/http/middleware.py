@@ -235,7 +235,7 @@ class PaymentGate:
                 await exchange.refuse(_broken())
 
     def _match_other(self, scope: Scope) -> Sequence[Priced]:
-        """Return the prices of a connection that is no request; none where it is free."""
+        """Return the prices of a connection other than HTTP; none where it is free."""
         kind = scope["type"]
         if kind == "websocket":
             return self.table.match_websocket(scope)

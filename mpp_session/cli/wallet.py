@@ -218,7 +218,9 @@ def _address(flag: str, text: str | None) -> "Address":
     try:
         return address(bytes.fromhex((text or "").removeprefix("0x")))
     except ValueError:
-        raise CommandError(f"{flag}: {text} is no address: 0x and 40 hexadecimal digits") from None
+        raise CommandError(
+            f"{flag}: expected an address, 0x and 40 hexadecimal digits, found {text}"
+        ) from None
 
 
 def _amount(text: str, unit: "TokenUnit | None") -> int:

@@ -82,8 +82,8 @@ class Generations:
         """Return the entries of one request.
 
         Raises:
-            BadRequestError: The text is no id.
-            GenerationUnknownError: There is no such request, or there are several.
+            BadRequestError: The text does not have the form of an id.
+            GenerationUnknownError: No request has it, or several have it.
         """
         found = _ID.fullmatch(asked)
         if found is not None:

@@ -2,7 +2,8 @@
 
 held       the greatest cost of an answer in one piece; a step of a stream
 asked      the server, only after that is durable: method, path, query, headers and body
-charged    each piece or event before it is passed on; nothing of an answer that is no success
+charged    each piece or event before it is passed on; an answer costs nothing if its status is not
+           2xx
 stated     usage that the server states in a header or its JSON; an answer that does not is not
            passed on, or costs the maximum, as its row says
 """
@@ -172,7 +173,7 @@ class PathAnswers:
 
         Raises:
             ClientDisconnect: The client left; what is measured until then is charged.
-            UpstreamError: There is no answer.
+            UpstreamError: The server did not answer.
         """
         request = job.request
         asking = opening.enter_async_context(

@@ -92,7 +92,7 @@ def format_credential_header(value: object) -> str:
     """Return a credential of a request's `_meta` as an `Authorization` field would carry it.
 
     Raises:
-        WireError: It is larger than the bound, or it or its challenge is no object.
+        WireError: It exceeds the bound, or it or its challenge is not an object.
     """
     envelope = parse_object(value)
     _require_size(envelope, AUTHORIZATION_BYTES_MAX)
@@ -104,7 +104,7 @@ def credential_object(header_value: str) -> dict[str, Any]:
     """Return a credential of an `Authorization` field as an object of plain JSON.
 
     Raises:
-        WireError: It is no Payment credential.
+        WireError: It is not a Payment credential.
     """
     scheme, _, token = header_value.partition(" ")
     if scheme != SCHEME:
@@ -128,7 +128,7 @@ def format_receipt_header(value: object) -> str:
     """Return a receipt of a result's `_meta` as a `Payment-Receipt` field would carry it.
 
     Raises:
-        WireError: It is no object, or larger than the bound.
+        WireError: It is not an object, or exceeds the bound.
     """
     receipt = parse_object(value)
     _require_size(receipt, RECEIPT_BYTES_MAX)
