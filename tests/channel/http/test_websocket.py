@@ -600,3 +600,49 @@ async def test_an_application_that_fails_half_way_keeps_what_it_sent_paid(
     assert kinds == ["payment-receipt", "message", "payment-close-ready", FAULT]
     books = await provider.books()
     assert (books.spent, books.reservations) == (PRICE, ())
+
+
+def denying(status: int) -> Callable[..., Any]:
+    """An application that answers the handshake by HTTP, with a body."""
+
+    async def deny(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            return
+        await receive()
+        start = {"type": "websocket.http.response.start", "status": status, "headers": []}
+        await send(start)
+        await send({"type": "websocket.http.response.body", "body": b"not today"})
+
+    return deny
+
+
+@pytest.mark.parametrize(("status", "seen"), [(403, 403), (410, 410), (200, 503)])
+async def test_an_applications_own_answer_to_a_handshake_sells_nothing(
+    provider: Provider, status: int, seen: int
+) -> None:
+    """F-48: a refusal passes; content in place of a websocket would be given away."""
+    async with SERVERS["uvicorn"](gate_of(provider, denying(status))) as served:
+        challenge = (await refused(served, "/talk")).challenge
+        credential = format_credential(
+            provider.payer.credential(challenge, provider.payer.voucher(PRICE))
+        )
+        answer = await refused(served, "/talk", headers={"Authorization": credential})
+    assert answer.status == seen
+    books = await provider.books()
+    assert (books.spent, books.reservations) == (0, ())
+
+
+@pytest.mark.parametrize("path", ["/rooms/1", "/talk"])
+async def test_an_application_that_refuses_after_the_first_frame_sells_nothing(
+    provider: Provider, path: str
+) -> None:
+    """WS-08: the connection is accepted by then, so a frame says it."""
+    app = application() if path == "/rooms/1" else denying(403)
+    async with (
+        SERVERS["uvicorn"](gate_of(provider, app)) as served,
+        connect(provider, served, path, PRICE, protocols=(SUBPROTOCOL,)) as socket,
+    ):
+        kinds = [frame.get("mpp", frame.get("closed")) for frame in await socket.rest()]
+    assert kinds == ["payment-error", FOREIGN]
+    books = await provider.books()
+    assert (books.spent, books.reservations) == (0, ())
