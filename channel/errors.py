@@ -659,6 +659,58 @@ class BudgetExceededError(AgentError):
         self.origin = origin
 
 
+class PolicyRefusedError(AgentError):
+    """The wallet's policy refuses a payment. Nothing was signed."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        code: str,
+        field: str | None = None,
+        asked: int | None = None,
+        allowed: int | None = None,
+        rule: str | None = None,
+        retry_at: float | None = None,
+    ) -> None:
+        """Take the sentence for people, and what a program decides by.
+
+        Args:
+            reason: What was asked, what is allowed, and what to do.
+            code: Stable; docs/guide/wallet.md lists them.
+            field: The field of the request or the setting of the policy that decides.
+            asked: In base units or a count, where the refusal is about a number.
+            allowed: What was left of it.
+            rule: The rule of the policy that decides, if one does.
+            retry_at: When the same request may be allowed, in Unix seconds.
+        """
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+        self.field = field
+        self.asked = asked
+        self.allowed = allowed
+        self.rule = rule
+        self.retry_at = retry_at
+
+
+class ApprovalPendingError(AgentError):
+    """A payment waits for the approval of a person or a supervisor. Nothing was signed.
+
+    The same request, sent again after the approval, is paid.
+    """
+
+    def __init__(self, reason: str, *, approval_id: str, expires_at: float) -> None:
+        """Take the question as people read it, its id, and until when it can be answered."""
+        super().__init__(
+            f"{reason} This waits for approval {approval_id}; send the request again once it is "
+            "given."
+        )
+        self.reason = reason
+        self.approval_id = approval_id
+        self.expires_at = expires_at
+
+
 class CannotFundError(AgentError):
     """The account can make none of the deposits that the server accepts. Nothing was signed.
 

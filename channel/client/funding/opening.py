@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from channel.chain import PayerChain
 from channel.client.funding.deposit import Depositor, is_over
 from channel.client.funding.keys import VoucherKeys
+from channel.client.policy.context import PaymentContext
 from channel.client.policy.funding_method import permit2_of, usable_types
 from channel.client.policy.policy import (
     Amounts,
@@ -80,8 +81,8 @@ class ChannelOpener:
         *,
         taken: set[ChannelKey],
         is_checked: bool,
-        url: str,
         amounts: Amounts,
+        context: PaymentContext,
     ) -> tuple[ChannelRecord, Source]:
         """Return a channel in state `open` or `opening`: this one, a stored one or a new one.
 
@@ -92,8 +93,8 @@ class ChannelOpener:
             limits: The limits that allow the offer.
             taken: The channels that other slots use.
             is_checked: Whether `record` was compared with the chain before (CLIENT-05).
-            url: Stored with a new channel.
             amounts: What the request costs, which a new channel must cover.
+            context: The request; its URL is stored with a new channel.
 
         Raises:
             AgentError: See `find` and `prepare`.
@@ -110,7 +111,7 @@ class ChannelOpener:
             record = None if has_ended else record
         if record is not None:
             return record, source
-        record = await self.prepare(scope, offer, limits, url=url, amounts=amounts)
+        record = await self.prepare(scope, offer, limits, amounts=amounts, context=context)
         return record, "new"
 
     async def find(self, scope: Scope, taken: set[ChannelKey]) -> ChannelRecord | None:
@@ -145,8 +146,8 @@ class ChannelOpener:
         offer: Offer,
         limits: TokenLimits,
         *,
-        url: str,
         amounts: Amounts,
+        context: PaymentContext,
     ) -> ChannelRecord:
         """Store a new channel in state `opening`, before anything leaves this process.
 
@@ -182,7 +183,7 @@ class ChannelOpener:
         record = ChannelRecord(
             key=ChannelKey(scope.chain_id, scope.escrow, channel_id),
             origin=scope.origin,
-            url=url,
+            url=context.url,
             terms=terms,
             salt=salt,
             state="opening",
@@ -195,7 +196,10 @@ class ChannelOpener:
         record = replace(record, opening=opening)
         await self._store.claim(record.key)  # before another client can see the channel
         await self._store.add(
-            record, channels_max=self._policy.channels_per_origin_max, locked=locked
+            record,
+            channels_max=self._policy.channels_per_origin_max,
+            locked=locked,
+            context=context,
         )
         return record
 
@@ -389,7 +393,7 @@ class ChannelOpener:
         return await self._store.update(record.key, partial(replace, state="closed", deposit=0))
 
     async def enlarge(
-        self, record: ChannelRecord, limits: TokenLimits, least: int
+        self, record: ChannelRecord, limits: TokenLimits, least: int, context: PaymentContext
     ) -> ChannelRecord:
         """Plan to open with a greater deposit, if the policy allows it (F-92).
 
@@ -407,6 +411,7 @@ class ChannelOpener:
                 else current
             ),
             locked=locked_budget_of(limits),
+            context=context,
         )
 
     def depositor(self, record: ChannelRecord, offer: Offer) -> Depositor:

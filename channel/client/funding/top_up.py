@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from channel.client.funding.deposit import is_over
 from channel.client.funding.opening import SALT_BYTES, ChannelOpener
+from channel.client.policy.context import PaymentContext
 from channel.client.policy.policy import (
     Offer,
     Policy,
@@ -51,7 +52,12 @@ class TopUps:
         self._random_bytes = random_bytes
 
     async def top_up(
-        self, record: ChannelRecord, offer: Offer, limits: TokenLimits, needed: int
+        self,
+        record: ChannelRecord,
+        offer: Offer,
+        limits: TokenLimits,
+        needed: int,
+        context: PaymentContext,
     ) -> tuple[ChannelRecord, TopUpHash | Deposit | None]:
         """Deposit enough that a voucher for `needed` is covered, or sign for it.
 
@@ -92,7 +98,7 @@ class TopUps:
                 means, amount=amount, salt=self._random_bytes(SALT_BYTES)
             )
             if signed is None:
-                return await self._send_top_up(record, amount, limits)
+                return await self._send_top_up(record, amount, limits, context)
         elif not depositor.is_presentable(signed, means.now):
             require_deposit(limits, record.deposit + signed.amount, record.origin)
             signed = await depositor.sign_again(means, signed)
@@ -102,6 +108,7 @@ class TopUps:
             # If another process has signed one meanwhile, use that one.
             lambda current: replace(current, top_up=fresh) if current.top_up == old else current,
             locked=locked_budget_of(limits),
+            context=context,
         )
         return record, record.top_up
 
@@ -124,7 +131,7 @@ class TopUps:
         return await self._store.update(record.key, let_go)
 
     async def _send_top_up(
-        self, record: ChannelRecord, amount: int, limits: TokenLimits
+        self, record: ChannelRecord, amount: int, limits: TokenLimits, context: PaymentContext
     ) -> tuple[ChannelRecord, TopUpHash]:
         """Send a top-up. It counts as locked before it is sent, whether or not it is mined."""
 
@@ -135,7 +142,8 @@ class TopUps:
             return replace(current, goal=current.goal - amount)
 
         chain = self._opener.chain(record.key.chain_id, record.origin)
-        await self._store.update(record.key, plan, locked=locked_budget_of(limits))
+        locked = locked_budget_of(limits)
+        await self._store.update(record.key, plan, locked=locked, context=context)
         try:
             tx_hash = await chain.top_up(
                 escrow=record.key.escrow,

@@ -30,6 +30,7 @@ from channel.client.payment.payer import Payer
 from channel.client.payment.request import PaidRequest, Purchase
 from channel.client.payment.retry import LostKeys, answer_refusal, is_from_sdk
 from channel.client.policy.choice import accept_payment
+from channel.client.policy.context import PURPOSE
 from channel.client.policy.meter import Expectation, read_expectation
 from channel.client.policy.policy import HEADERS
 from channel.errors import (
@@ -303,6 +304,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             idempotency_key=key,
             is_key_ours=given is None,
             purchase=purchase,
+            purpose=request.extensions.get(PURPOSE),
         )
 
 

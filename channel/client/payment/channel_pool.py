@@ -176,7 +176,8 @@ class Tab:
                 require_deposit(limits, amount, current.origin)
             return amount
 
-        record = await store.sign_for(self.key, choose, budget=budget, now=now)
+        context = request.context()
+        record = await store.sign_for(self.key, choose, budget=budget, now=now, context=context)
         self.counts = replace(self.counts, signed=max(record.signed, self.counts.signed))
         return record
 

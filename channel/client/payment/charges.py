@@ -148,7 +148,8 @@ class ChargePayer:
                 origin=request.origin,
             )
         budget = budget_of(self._policy, limits)
-        await self._store.add_charge(record, budget=budget, now=self._now())
+        now, context = self._now(), request.context(offer)
+        await self._store.add_charge(record, budget=budget, now=now, context=context)
         authorization, signature = await sign_charge(
             chain,
             Domain(separator, record.payee),

@@ -313,7 +313,8 @@ class Payer:
         elif step is Step.DEPOSIT_MORE and problem is not None:
             retry.deposits += 1
             record = await self.store.get(request.tab.key)
-            await self.opener.enlarge(record, request.limits, problem.deposit_min or 0)
+            least = problem.deposit_min or 0
+            await self.opener.enlarge(record, request.limits, least, request.context())
         elif step is Step.RAISE and problem is not None:
             if request.was_shared or request.tab.may_have_lost:
                 # Concurrent requests may use what was signed, repeatedly: the rounds bound it.
@@ -481,8 +482,8 @@ class Payer:
             request.limits,
             taken=self.pool.taken(slot.scope),
             is_checked=slot.is_checked,
-            url=request.url,
             amounts=request.amounts,
+            context=request.context(),
         )
         self.pool.use(request, record)
         if source == "store":  # also while `opening`: its deposit carried the first voucher

@@ -1,8 +1,11 @@
 """One request that is paid for: what was tried, under which terms, and what it has in flight."""
 
-from typing import TYPE_CHECKING, NamedTuple
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from channel.client.payment.management import Header, ManagementClient
+from channel.client.policy.charges import ChargeOffer
+from channel.client.policy.context import PaymentContext
 from channel.client.policy.decisions import RetryState
 from channel.client.policy.meter import Expectation
 from channel.client.policy.policy import Amounts, Offer, TokenLimits
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from channel.client.store.charge import ChargeRecord
 
 __all__ = ["PaidRequest", "Purchase"]
+
+ID_BYTES: Final = 8
 
 
 class Purchase(NamedTuple):
@@ -45,7 +50,7 @@ class PaidRequest:
     """The counts of the channel that pays, set with `has_channel`. The slot may use another channel
     already: this one may end while the request continues."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what a request is, once
         self,
         *,
         method: str,
@@ -56,7 +61,11 @@ class PaidRequest:
         idempotency_key: str,
         is_key_ours: bool,
         purchase: "Purchase | None" = None,
+        purpose: object = None,
     ) -> None:
+        self.id = secrets.token_hex(ID_BYTES)
+        self.purpose = purpose
+        """What the caller attached to it, for a guard of the store."""
         self.origin = origin
         self.url = url
         """Without the query, which may hold secrets: it is stored with the channel."""
@@ -106,6 +115,20 @@ class PaidRequest:
         """Whether a credential was sent for it and its answer is not counted yet."""
         self.was_shared = False
         """Whether another request was in flight on the channel since this one was sent."""
+
+    def context(self, charge: ChargeOffer | None = None) -> PaymentContext:
+        """Return what the store's guard decides by: this request under its offer, or a charge."""
+        method, url, _ = self.route
+        return PaymentContext(
+            request_id=self.id,
+            origin=self.origin,
+            method=method,
+            url=url,
+            offer=charge or self.offer,
+            cost_max=charge.amount if charge else self.amounts.cost_max,
+            is_stream=self.expectation.is_stream,
+            purpose=self.purpose,
+        )
 
     def begin_counting(self) -> None:
         """Stop being in flight, except for input: what arrives is counted from now on."""

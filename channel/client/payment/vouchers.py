@@ -231,7 +231,7 @@ class VoucherIssuer:
         async with request.slot.funding:
             for _ in range(TOP_UPS_MAX):
                 record, more = await self._top_ups.top_up(
-                    record, request.offer, request.limits, needed
+                    record, request.offer, request.limits, needed, request.context()
                 )
                 if isinstance(more, Deposit) and needed <= record.deposit + more.amount:
                     return record, more
@@ -248,7 +248,9 @@ class VoucherIssuer:
         """
         async with request.slot.funding:
             record = await self._store.get(request.tab.key)
-            record, more = await self._top_ups.top_up(record, request.offer, request.limits, needed)
+            record, more = await self._top_ups.top_up(
+                record, request.offer, request.limits, needed, request.context()
+            )
             await self._present_top_up(request, record, more)
 
     async def _present_top_up(

@@ -20,10 +20,12 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from channel.client.policy.budget import Bound, Budget, LockedBudget, require_within
+from channel.client.policy.context import PaymentContext
 from channel.client.store.charge import ChargeRecord
+from channel.client.store.guard import Guard
 from channel.client.store.locks import ChannelLocks
 from channel.client.store.record import ChannelRecord, Scope
-from channel.errors import BudgetExceededError, OfferRefusedError, StoreError, WireError
+from channel.errors import AgentError, BudgetExceededError, OfferRefusedError, StoreError, WireError
 from channel.files import create_own
 from channel.sql import parse_queries
 from channel.types import Address, ChannelId, ChannelKey, ChannelTerms, TxHash
@@ -41,11 +43,17 @@ BUSY_TIMEOUT_S = 5.0
 OPEN_PAUSE_S = 0.01
 MINUTE_S = 60
 KEEP_S = 400 * 24 * 3600
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _SQL = resources.files("channel.client.store") / "sql"
 _SCHEMA = (_SQL / "schema.sql").read_text()
-_UPGRADES = {1: (_SQL / "upgrade_2.sql").read_text(), 2: (_SQL / "upgrade_3.sql").read_text()}
+_UPGRADES = (
+    (1, 1, (_SQL / "upgrade_2.sql").read_text()),
+    (1, 2, (_SQL / "upgrade_3.sql").read_text()),
+    (1, 4, (_SQL / "upgrade_5.sql").read_text()),
+    (4, 4, (_SQL / "upgrade_5_charge.sql").read_text()),
+)
+"""The first and last schema to which each applies."""
 _QUERIES = parse_queries((_SQL / "queries.sql").read_text())
 
 
@@ -62,6 +70,19 @@ class PaymentStore:
         self._connection = connection
         self._thread = thread
         self._locks: ChannelLocks | None = None
+        self._agent: str | None = None
+        self._guard: Guard | None = None
+
+    def for_agent(self, agent: str, guard: Guard | None = None) -> "PaymentStore":
+        """Return the same file as one agent uses it: its own channels and charges only.
+
+        Args:
+            agent: Its name, which is stored with its channels.
+            guard: Agrees to everything that the agent is about to pay.
+        """
+        view = PaymentStore(self._path, self._connection, self._thread)
+        view._agent, view._guard = agent, guard
+        return view
 
     @classmethod
     async def open(cls, path: Path | str) -> Self:
@@ -119,13 +140,21 @@ class PaymentStore:
 
     async def records(self) -> list[ChannelRecord]:
         """Return every channel, oldest first."""
-        return await self._run(lambda: self._select("load_accounts", {}))
+        return await self._run(lambda: self._select("load_accounts", {"agent": self._agent}))
 
     async def live_records(self, origin: str) -> list[ChannelRecord]:
         """Return the channels of an origin that still hold a deposit, oldest first."""
-        return await self._run(lambda: self._select("load_live_accounts", {"origin": origin}))
+        values = {"origin": origin, "agent": self._agent}
+        return await self._run(lambda: self._select("load_live_accounts", values))
 
-    async def add(self, record: ChannelRecord, *, channels_max: int, locked: LockedBudget) -> None:
+    async def add(
+        self,
+        record: ChannelRecord,
+        *,
+        channels_max: int,
+        locked: LockedBudget,
+        context: PaymentContext | None = None,
+    ) -> None:
         """Store a new channel, before anything about it leaves this process.
 
         Raises:
@@ -136,7 +165,9 @@ class PaymentStore:
         def change() -> None:
             live = [
                 other
-                for other in self._select("load_live_accounts", {"origin": record.origin})
+                for other in self._select(
+                    "load_live_accounts", {"origin": record.origin, "agent": self._agent}
+                )
                 if other.terms.token == record.terms.token
             ]
             if len(live) >= channels_max:
@@ -147,9 +178,11 @@ class PaymentStore:
                     origin=record.origin,
                 )
             require_within(self._locked(record, locked), record.locked, record.origin)
+            if self._guard is not None:
+                self._guard.deposit(self._connection, None, record, context)
             self._store(record)
 
-        await self._transact(change)
+        await self._transact(change, context)
 
     async def update(
         self,
@@ -157,6 +190,7 @@ class PaymentStore:
         change: Callable[[ChannelRecord], ChannelRecord],
         *,
         locked: LockedBudget | None = None,
+        context: PaymentContext | None = None,
     ) -> ChannelRecord:
         """Replace a channel by the result of `change`, and return that.
 
@@ -170,15 +204,20 @@ class PaymentStore:
         def run() -> ChannelRecord:
             before = self._require(key)
             after = change(before)
-            if locked is not None and after.locked > before.locked:
+            is_deposit = locked is not None and after.locked > before.locked
+            if locked is not None and is_deposit:
                 increase = after.locked - before.locked
                 bounds = self._locked(before, locked, used_up=before.received)
                 require_within(bounds, increase, before.origin)
             if after != before:
+                if self._guard is not None and is_deposit:
+                    self._guard.deposit(self._connection, before, after, context)
+                elif self._guard is not None:
+                    self._guard.change(self._connection, before, after)
                 self._store(after)
             return after
 
-        return await self._transact(run)
+        return await self._transact(run, context)
 
     async def sign_for(
         self,
@@ -187,6 +226,7 @@ class PaymentStore:
         *,
         budget: Budget,
         now: float,
+        context: PaymentContext | None = None,
     ) -> ChannelRecord:
         """Raise `signed` to what `choose` returns for the channel and the rest of the budget.
 
@@ -202,18 +242,28 @@ class PaymentStore:
             purpose = _purpose(before)
             bounds = self._bounds(purpose, budget, now)
             amount = choose(before, min(bound.left for bound in bounds))
-            if amount <= before.signed:
-                return before
-            increase = amount - before.signed
-            require_within(bounds, increase, before.origin)
-            self._count(purpose, increase, budget, now)
-            after = replace(before, signed=amount, vouchers=before.vouchers + 1)
-            self._store(after)
+            after = before
+            if amount > before.signed:
+                increase = amount - before.signed
+                require_within(bounds, increase, before.origin)
+                self._count(purpose, increase, budget, now)
+                after = replace(before, signed=amount, vouchers=before.vouchers + 1)
+            if self._guard is not None:
+                self._guard.sign(self._connection, before, after, context)
+            if after != before:
+                self._store(after)
             return after
 
-        return await self._transact(run)
+        return await self._transact(run, context)
 
-    async def add_charge(self, record: ChargeRecord, *, budget: Budget, now: float) -> None:
+    async def add_charge(
+        self,
+        record: ChargeRecord,
+        *,
+        budget: Budget,
+        now: float,
+        context: PaymentContext | None = None,
+    ) -> None:
         """Store a charge and count it towards the budget, before it is signed.
 
         Raises:
@@ -232,29 +282,32 @@ class PaymentStore:
             purpose = _charge_purpose(record)
             require_within(self._bounds(purpose, budget, now), record.amount, record.origin)
             self._count(purpose, record.amount, budget, now)
+            if self._guard is not None:
+                self._guard.charge(self._connection, record, context)
             since = int(now - max(KEEP_S, budget.window_s))
             self._execute("delete_charges", {"since": since})
-            self._execute("store_charge", _to_charge_row(record))
+            self._execute("store_charge", self._charge_row(record))
 
-        await self._transact(change)
+        await self._transact(change, context)
 
     async def update_charge(self, record: ChargeRecord) -> None:
         """Replace credential, state and reference of a stored charge."""
-        await self._transact(lambda: self._execute("store_charge", _to_charge_row(record)))
+        await self._transact(lambda: self._execute("store_charge", self._charge_row(record)))
 
     async def charges_for(self, purchase: bytes) -> list[ChargeRecord]:
         """Return the charges that were planned for a request, oldest first."""
-        rows = await self._run(lambda: self._execute("load_charges_for", {"purchase": purchase}))
+        values = {"purchase": purchase, "agent": self._agent}
+        rows = await self._run(lambda: self._execute("load_charges_for", values))
         return [_from_charge_row(row) for row in rows]
 
     async def charges(self) -> list[ChargeRecord]:
         """Return every charge, oldest first."""
-        rows = await self._run(lambda: self._execute("load_charges", {}))
+        rows = await self._run(lambda: self._execute("load_charges", {"agent": self._agent}))
         return [_from_charge_row(row) for row in rows]
 
     async def has_paid(self, origin: str, *, since: float) -> bool:
         """Return whether an origin has a channel, or was paid for a request since then."""
-        values = {"origin": origin, "since": int(since)}
+        values = {"origin": origin, "since": int(since), "agent": self._agent}
         return bool(await self._run(lambda: self._execute("has_paid", values)))
 
     def _count(
@@ -331,24 +384,45 @@ class PaymentStore:
         return [_from_row(row) for row in self._execute(query, values)]
 
     def _store(self, record: ChannelRecord) -> None:
-        self._execute("store_account", _to_row(record))
+        self._execute("store_account", _to_row(record) | {"agent": self._agent})
+
+    def _charge_row(self, record: ChargeRecord) -> dict[str, object]:
+        return _to_charge_row(record) | {"agent": self._agent}
 
     def _execute(self, query: str, values: Mapping[str, object]) -> list[sqlite3.Row]:
         return self._connection.execute(_QUERIES[query], values).fetchall()
 
-    async def _transact(self, change: Callable[[], T]) -> T:
+    async def transact(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `change` in one transaction, durable when this returns; undone if it raises.
+
+        For a guard's own tables, which lie in the same file.
+        """
+        return await self._transact(lambda: change(self._connection))
+
+    async def _transact(self, change: Callable[[], T], context: PaymentContext | None = None) -> T:
         def run() -> T:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                result = change()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            return result
+                return self._commit(change)
+            except AgentError as error:
+                guard, refused = self._guard, error
+                if guard is None:
+                    raise
+                raise self._commit(
+                    lambda: guard.refuse(self._connection, context, refused)
+                ) from error
 
         return await self._run(run)
+
+    def _commit(self, change: Callable[[], T]) -> T:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = change()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return result
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -373,8 +447,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         _require_version(version)
-        for old, statements in _UPGRADES.items():
-            if 0 < version <= old:
+        for first, last, statements in _UPGRADES:
+            if first <= version <= last:
                 for statement in statements.split(";"):
                     connection.execute(statement)
         for statement in _SCHEMA.split(";"):
@@ -509,7 +583,8 @@ def _to_charge_row(record: ChargeRecord) -> dict[str, object]:
 
 
 def _from_charge_row(row: sqlite3.Row) -> ChargeRecord:
-    fields: dict[str, Any] = {name: row[name] for name in row.keys()}  # noqa: SIM118 -- a Row's keys
+    names = (name for name in row.keys() if name != "agent")  # noqa: SIM118 -- a Row's keys
+    fields: dict[str, Any] = {name: row[name] for name in names}
     fields |= {name: Address(row[name]) for name in ("token", "payer", "payee")}
     fields["amount"] = _unpack(row["amount"])
     fields["is_key_given"] = bool(row["is_key_given"])

@@ -3,13 +3,13 @@
 SELECT * FROM account WHERE chain_id = :chain_id AND escrow = :escrow AND channel_id = :channel_id;
 
 -- load_accounts --
--- Every channel, oldest first.
-SELECT * FROM account ORDER BY rowid;
+-- Every channel, oldest first. Without an agent, here and below: of all agents.
+SELECT * FROM account WHERE :agent IS NULL OR agent = :agent ORDER BY rowid;
 
 -- load_live_accounts --
 -- An origin's channels that still hold a deposit, oldest first.
 SELECT * FROM account
-WHERE origin = :origin AND state <> 'closed'
+WHERE origin = :origin AND state <> 'closed' AND (:agent IS NULL OR agent = :agent)
 ORDER BY rowid;
 
 -- load_locked_accounts --
@@ -23,7 +23,7 @@ INSERT INTO account VALUES (
     :chain_id, :escrow, :channel_id, :origin, :url, :payer, :payee, :token, :authorized_signer,
     :salt, :state, :deposit, :opened_at, :open_tx, :end_tx, :signed, :vouchers, :received, :units,
     :lost, :accepted, :spent, :receipt, :settled, :close_requested_at,
-    :opening, :top_up, :waived, :goal
+    :opening, :top_up, :waived, :goal, coalesce(:agent, '')
 )
 ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     url = excluded.url,
@@ -66,17 +66,20 @@ DELETE FROM signed_minute WHERE minute < :since;
 
 -- load_charges --
 -- Every charge, oldest first.
-SELECT * FROM charge ORDER BY rowid;
+SELECT * FROM charge WHERE :agent IS NULL OR agent = :agent ORDER BY rowid;
 
 -- load_charges_for --
 -- The charges of a request, oldest first.
-SELECT * FROM charge WHERE purchase = :purchase ORDER BY rowid;
+SELECT * FROM charge
+WHERE purchase = :purchase AND (:agent IS NULL OR agent = :agent)
+ORDER BY rowid;
 
 -- store_charge --
 -- Writes a charge. One that was only planned may be planned anew for another request.
 INSERT INTO charge VALUES (
     :chain_id, :token, :payer, :nonce, :purchase, :origin, :url, :way, :payee, :amount, :signed_at,
-    :valid_before, :idempotency_key, :is_key_given, :header, :credential, :state, :reference
+    :valid_before, :idempotency_key, :is_key_given, :header, :credential, :state, :reference,
+    coalesce(:agent, '')
 )
 ON CONFLICT (chain_id, token, payer, nonce) DO UPDATE SET
     purchase = excluded.purchase,
@@ -106,7 +109,9 @@ DELETE FROM charge WHERE state IN ('done', 'over') AND signed_at < :since;
 
 -- has_paid --
 -- Whether an origin has a channel, or was paid for a request since a time.
-SELECT 1 FROM account WHERE origin = :origin AND state <> 'closed'
+SELECT 1 FROM account
+WHERE origin = :origin AND state <> 'closed' AND (:agent IS NULL OR agent = :agent)
 UNION ALL
-SELECT 1 FROM charge WHERE origin = :origin AND signed_at >= :since
+SELECT 1 FROM charge
+WHERE origin = :origin AND signed_at >= :since AND (:agent IS NULL OR agent = :agent)
 LIMIT 1;

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS account (
     top_up              TEXT,
     waived              BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000',
     goal                BLOB    NOT NULL DEFAULT x'00000000000000000000000000000000',
+    agent               TEXT    NOT NULL DEFAULT '',  -- whose it is, if several share the file
     PRIMARY KEY (chain_id, escrow, channel_id)
 ) STRICT;
 
@@ -63,6 +64,7 @@ CREATE TABLE IF NOT EXISTS charge (
     credential       TEXT    NOT NULL,
     state            TEXT    NOT NULL,  -- planned -> sent -> done, or over
     reference        TEXT    NOT NULL,
+    agent            TEXT    NOT NULL DEFAULT '',
     PRIMARY KEY (chain_id, token, payer, nonce)
 ) STRICT;
 

@@ -1,0 +1,1 @@
+"""The wallet: keys, policy, budgets, approvals and the audit trail, below the agents that pay."""
