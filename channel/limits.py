@@ -253,3 +253,8 @@ FEED_BYTES_MAX: Final = 8 * 1024 * 1024
 RECEIPT_WAIT_S_MAX: Final = 2.0
 # How much of a refusal's text an error shows.
 REFUSAL_CHARS_MAX: Final = 400
+
+# A wallet's audit trail. What an agent says about a request is stored with each decision.
+AUDIT_TEXT_CHARS_MAX: Final = 2048
+AUDIT_REASON_CHARS_MAX: Final = 1024
+AUDIT_ALTERNATIVES_MAX: Final = 16
