@@ -204,7 +204,13 @@ class ChannelOpener:
         return record
 
     async def deposit(
-        self, record: ChannelRecord, offer: Offer, limits: TokenLimits, *, is_new: bool
+        self,
+        record: ChannelRecord,
+        offer: Offer,
+        limits: TokenLimits,
+        *,
+        is_new: bool,
+        context: PaymentContext,
     ) -> tuple[ChannelRecord, TxHash | None]:
         """Return a channel in state `opening`, with the transaction that proves its opening.
 
@@ -217,6 +223,7 @@ class ChannelOpener:
             offer: The offer that is answered; it lists the accepted proofs.
             limits: The current limits for a deposit that must be signed or sent again.
             is_new: Whether it was prepared just now, so that the chain cannot have it.
+            context: The request, for the store's guard.
 
         Raises:
             ChannelUnusableError: The chain contradicts the record.
@@ -227,6 +234,8 @@ class ChannelOpener:
         if not is_new:
             record, fact = await self.read(record)
         if fact is None and record.open_tx is None:
+            if not is_new:
+                await self._store.permit(record, context)
             record = await self._freshen_opening(record, offer, limits, is_new=is_new)
             if record.opening is None:
                 record, open_tx = await self._send_opening(record)

@@ -101,6 +101,7 @@ class TopUps:
                 return await self._send_top_up(record, amount, limits, context)
         elif not depositor.is_presentable(signed, means.now):
             require_deposit(limits, record.deposit + signed.amount, record.origin)
+            await self._store.permit(record, context)
             signed = await depositor.sign_again(means, signed)
         old, fresh = record.top_up, signed
         record = await self._store.update(

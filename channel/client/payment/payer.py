@@ -420,7 +420,11 @@ class Payer:
                         outcome = "open" if is_open else "signed" if is_signed else "opening"
                     case Stage.DEPOSIT:
                         record, open_tx = await self.opener.deposit(
-                            record, request.offer, limits, is_new=is_new
+                            record,
+                            request.offer,
+                            limits,
+                            is_new=is_new,
+                            context=request.context(),
                         )
                         is_open = record.state == "open"
                         outcome = "open" if is_open else "sent" if open_tx else "signed"

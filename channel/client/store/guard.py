@@ -27,7 +27,11 @@ class Guard(Protocol):
         after: ChannelRecord,
         context: PaymentContext | None,
     ) -> None:
-        """Agree that a channel is opened (`before` is None) or that `locked` grows."""
+        """Agree that a channel is opened (`before` is None) or that `locked` grows.
+
+        Called with equal records before a deposit that was agreed to is signed or sent anew, such
+        as after a restart.
+        """
 
     def sign(
         self,
@@ -39,7 +43,8 @@ class Guard(Protocol):
         """Agree that a request is paid from a channel, and that `signed` grows.
 
         Called for every voucher, also for one whose amount was signed before: then the records are
-        equal.
+        equal. If it refuses an amount that looks ahead, what it wrote is undone, and it is called
+        again for the least amount, in the same transaction.
         """
 
     def charge(

@@ -72,6 +72,7 @@ class PaymentStore:
         self._locks: ChannelLocks | None = None
         self._agent: str | None = None
         self._guard: Guard | None = None
+        self._is_view = False
 
     def for_agent(self, agent: str, guard: Guard | None = None) -> "PaymentStore":
         """Return the same file as one agent uses it: its own channels and charges only.
@@ -81,7 +82,7 @@ class PaymentStore:
             guard: Agrees to everything that the agent is about to pay.
         """
         view = PaymentStore(self._path, self._connection, self._thread)
-        view._agent, view._guard = agent, guard
+        view._agent, view._guard, view._is_view = agent, guard, True
         return view
 
     @classmethod
@@ -107,9 +108,13 @@ class PaymentStore:
         return cls(Path(path), connection, thread)
 
     async def close(self) -> None:
-        """Close the file. Committed changes stay, and other clients may use the channels."""
+        """Close the file. Committed changes stay, and other clients may use the channels.
+
+        One agent's view only releases that agent's channels: others use the same file.
+        """
         await self._run(self._close)
-        self._thread.shutdown(wait=False)
+        if not self._is_view:
+            self._thread.shutdown(wait=False)
 
     async def claim(self, key: ChannelKey) -> bool:
         """Return whether this client may use a channel, until it closes its store.
@@ -126,9 +131,11 @@ class PaymentStore:
         return await self._run(take)
 
     def _close(self) -> None:
-        self._connection.close()
+        if not self._is_view:
+            self._connection.close()
         if self._locks is not None:
             self._locks.close()
+            self._locks = None
 
     async def load(self, key: ChannelKey) -> ChannelRecord | None:
         """Return one channel, or None."""
@@ -231,30 +238,69 @@ class PaymentStore:
         """Raise `signed` to what `choose` returns for the channel and the rest of the budget.
 
         When this returns, the amount is on disk, and only then may it be signed and sent. An
-        amount at or below `signed` changes nothing.
+        amount at or below `signed` changes nothing. If the guard refuses an amount that looks
+        ahead, it is asked for the least one.
 
         Raises:
             BudgetExceededError: It would exceed the budget for the window (F-96).
+            AgentError: As the guard raises.
         """
 
         def run() -> ChannelRecord:
             before = self._require(key)
-            purpose = _purpose(before)
-            bounds = self._bounds(purpose, budget, now)
+            bounds = self._bounds(_purpose(before), budget, now)
+
+            def sign(amount: int) -> ChannelRecord:
+                return self._sign(before, amount, bounds, budget=budget, now=now, context=context)
+
             amount = choose(before, min(bound.left for bound in bounds))
-            after = before
-            if amount > before.signed:
-                increase = amount - before.signed
-                require_within(bounds, increase, before.origin)
-                self._count(purpose, increase, budget, now)
-                after = replace(before, signed=amount, vouchers=before.vouchers + 1)
-            if self._guard is not None:
-                self._guard.sign(self._connection, before, after, context)
-            if after != before:
-                self._store(after)
-            return after
+            if self._guard is None:
+                return sign(amount)
+            self._connection.execute("SAVEPOINT ahead")
+            try:
+                return sign(amount)
+            except AgentError:
+                least = choose(before, 0)
+                if least == amount:
+                    raise
+                self._connection.execute("ROLLBACK TO ahead")
+            return sign(least)
 
         return await self._transact(run, context)
+
+    def _sign(
+        self,
+        before: ChannelRecord,
+        amount: int,
+        bounds: list[Bound],
+        *,
+        budget: Budget,
+        now: float,
+        context: PaymentContext | None,
+    ) -> ChannelRecord:
+        after = before
+        if amount > before.signed:
+            increase = amount - before.signed
+            require_within(bounds, increase, before.origin)
+            self._count(_purpose(before), increase, budget, now)
+            after = replace(before, signed=amount, vouchers=before.vouchers + 1)
+        if self._guard is not None:
+            self._guard.sign(self._connection, before, after, context)
+        if after != before:
+            self._store(after)
+        return after
+
+    async def permit(self, record: ChannelRecord, context: PaymentContext) -> None:
+        """Ask the guard again, before a deposit that it agreed to is signed or sent anew.
+
+        Raises:
+            AgentError: As the guard raises.
+        """
+        guard = self._guard
+        if guard is not None:
+            await self._transact(
+                lambda: guard.deposit(self._connection, record, record, context), context
+            )
 
     async def add_charge(
         self,
@@ -272,7 +318,7 @@ class PaymentStore:
         """
 
         def change() -> None:
-            if self._execute("has_charge", _charge_key(record)):
+            if self._execute("has_charge", _charge_key(record) | {"agent": self._agent}):
                 raise OfferRefusedError(
                     field="payment of",
                     asked="an offer that was answered before",
@@ -377,7 +423,7 @@ class PaymentStore:
         return record
 
     def _load(self, key: ChannelKey) -> ChannelRecord | None:
-        found = self._select("load_account", _key_columns(key))
+        found = self._select("load_account", _key_columns(key) | {"agent": self._agent})
         return found[0] if found else None
 
     def _select(self, query: str, values: Mapping[str, object]) -> list[ChannelRecord]:

@@ -88,6 +88,7 @@ async def open_agent(
             keys: VoucherKeys | None = None,
             file: str = "store.db",
             beside: bool = False,
+            view: Callable[[PaymentStore], PaymentStore] = lambda store: store,
             now: Callable[[], float] = lambda: NOW,
             **options: Any,
         ) -> Agent:
@@ -103,7 +104,7 @@ async def open_agent(
             payer = Payer(
                 policy=policy or policy_of(),
                 keys=keys or OneKey(signer or LocalSigner(PAYER_KEY)),
-                store=store,
+                store=view(store),
                 chains={CHAIN_ID: chain},
                 now=now,
                 sleep=sleep,

@@ -1,9 +1,11 @@
 -- load_account --
--- One channel.
-SELECT * FROM account WHERE chain_id = :chain_id AND escrow = :escrow AND channel_id = :channel_id;
+-- One channel. Without an agent, here and below: of all agents.
+SELECT * FROM account
+WHERE chain_id = :chain_id AND escrow = :escrow AND channel_id = :channel_id
+    AND (:agent IS NULL OR agent = :agent);
 
 -- load_accounts --
--- Every channel, oldest first. Without an agent, here and below: of all agents.
+-- Every channel, oldest first.
 SELECT * FROM account WHERE :agent IS NULL OR agent = :agent ORDER BY rowid;
 
 -- load_live_accounts --
@@ -98,10 +100,10 @@ ON CONFLICT (chain_id, token, payer, nonce) DO UPDATE SET
     reference = excluded.reference;
 
 -- has_charge --
--- Whether this authorization was signed before, and not only planned.
+-- Whether this authorization was signed before, and not only planned, or another agent plans it.
 SELECT 1 FROM charge
 WHERE chain_id = :chain_id AND token = :token AND payer = :payer AND nonce = :nonce
-    AND state <> 'planned';
+    AND (state <> 'planned' OR agent <> :agent);
 
 -- delete_charges --
 -- Deletes the charges that are over for longer than any window.

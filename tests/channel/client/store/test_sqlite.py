@@ -9,12 +9,14 @@ import textwrap
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from channel.client.payment.channel_pool import Tab
 from channel.client.policy.budget import Budget, LockedBudget
+from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import SCHEMA_VERSION, PaymentStore
 from channel.errors import BudgetExceededError, OverclaimError, StoreError
@@ -22,7 +24,7 @@ from channel.types import ChannelId, TxHash
 from channel.wire.funding import (
     parse_deposit,
 )
-from tests.channel.client.provider import NOW
+from tests.channel.client.provider import CHAIN_ID, NOW, PAYEE, PAYER, TOKEN
 from tests.channel.client.store.test_record import KEY, account_of
 from tests.channel.methods.evm.payloads import DEPOSITS as WIRE_DEPOSITS
 from tests.waiting import PATIENCE_S
@@ -40,6 +42,27 @@ async def opened(path: Path, *accounts: ChannelRecord) -> PaymentStore:
     for account in accounts:
         await store.add(account, channels_max=100, locked=UNBOUND)
     return store
+
+
+def charge_of(**changes: Any) -> ChargeRecord:
+    fields: dict[str, Any] = {
+        "chain_id": CHAIN_ID,
+        "token": TOKEN,
+        "payer": PAYER,
+        "nonce": b"\x01" * 32,
+        "purchase": b"\x09" * 32,
+        "origin": ORIGIN,
+        "url": "https://api.example/joke",
+        "way": "charge",
+        "payee": PAYEE,
+        "amount": 30,
+        "signed_at": int(NOW),
+        "valid_before": int(NOW) + 60,
+        "idempotency_key": "key",
+        "is_key_given": False,
+        "header": "Authorization",
+    }
+    return ChargeRecord(**(fields | changes))
 
 
 def of(origin_max: int) -> Budget:
@@ -113,7 +136,12 @@ async def test_a_deposit_that_was_tampered_with_is_not_sent(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("version", "columns"),
-    [(1, ("opening", "top_up", "waived", "goal")), (2, ("waived", "goal"))],
+    [
+        (1, ("opening", "top_up", "waived", "goal", "agent")),
+        (2, ("waived", "goal", "agent")),
+        (3, ("agent",)),
+        (4, ("agent",)),
+    ],
 )
 async def test_a_store_of_an_older_version_is_migrated(
     tmp_path: Path, version: int, columns: tuple[str, ...]
@@ -121,17 +149,25 @@ async def test_a_store_of_an_older_version_is_migrated(
     """Nothing that was signed is forgotten by an upgrade."""
     path = tmp_path / "store.db"
     store = await opened(path, account_of(signed=7))
+    await store.add_charge(charge_of(), budget=of(100), now=NOW)
     await store.close()
     with closing(sqlite3.connect(path)) as connection, connection:
         for column in columns:
             connection.execute(f"ALTER TABLE account DROP COLUMN {column}")
+        if version < 4:
+            connection.execute("DROP TABLE charge")
+        else:
+            connection.execute("ALTER TABLE charge DROP COLUMN agent")
         connection.execute(f"PRAGMA user_version = {version}")
     store = await opened(path)
     account = await store.update(KEY, lambda found: replace(found, top_up=DEPOSITS[1]))
     assert (account.signed, account.opening) == (7, None)
+    assert await store.charges() == ([charge_of()] if version == 4 else [])
+    assert await store.for_agent("ann").records() == []
     await store.close()
     store = await PaymentStore.open(path)
     assert await store.get(KEY) == account
+    await store.add_charge(charge_of(nonce=b"\x02" * 32), budget=of(100), now=NOW)
     await store.close()
 
 
