@@ -258,3 +258,17 @@ REFUSAL_CHARS_MAX: Final = 400
 AUDIT_TEXT_CHARS_MAX: Final = 2048
 AUDIT_REASON_CHARS_MAX: Final = 1024
 AUDIT_ALTERNATIVES_MAX: Final = 16
+
+# A wallet's socket. What an agent, or a program that has its token, can make the wallet use.
+# Of one request of an agent: as much as is kept to be sent again after a 402.
+WALLET_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+# Of a question to the wallet itself: a list of ids, or a request to quote.
+WALLET_QUESTION_BYTES_MAX: Final = 1024 * 1024
+WALLET_PURPOSE_BYTES_MAX: Final = 8 * 1024
+WALLET_TEXT_CHARS_MAX: Final = 1024
+# Of one agent, at the same time. Each may hold a body and a connection to a server.
+WALLET_REQUESTS_MAX: Final = 64
+# Answers that broke off, of one agent, of which the wallet can say why.
+WALLET_FAILURES_MAX: Final = 256
+# How long one question may wait for an approval.
+WALLET_WAIT_S_MAX: Final = 60

@@ -115,13 +115,16 @@ def build_client(  # noqa: PLR0913 -- the parts it is put together from, once
 @asynccontextmanager
 async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four must be made
     *,
-    rpc_url: str,
-    private_key: bytes | str,
-    policy: Policy,
-    store: Path | str,
+    rpc_url: str | None = None,
+    private_key: bytes | str | None = None,
+    policy: Policy | None = None,
+    store: Path | str | None = None,
     signer: Signer | None = None,
     keys: VoucherKeys | None = None,
-    wallet: Address | None = None,
+    wallet: Address | str | None = None,
+    token: str | None = None,
+    task: str = "",
+    on_behalf_of: str = "",
     trusted_escrows: Collection[Address] = (),
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
@@ -132,6 +135,10 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
     Channels stay open, and the next client with the same store uses them again.
     `client.payments.close()` closes them.
 
+    With the address of a wallet process (`wallet="unix:/path/wallet.sock"`) and this agent's
+    `token`, that process makes each request and pays for it. Then the first six arguments and
+    `trusted_escrows` are the wallet's, and are left out here.
+
     Args:
         rpc_url: A node of the chain that the policy's limits name.
         private_key: The depositing account's key: 32 bytes, or hexadecimal. The account needs ether
@@ -141,17 +148,55 @@ async def open_client(  # noqa: PLR0913 -- each is a choice, and none but four m
         signer: Signs the vouchers, for example a key that can move no deposit. The account if None.
         keys: Sign the vouchers instead, a key for each channel: see `load_channel_keys`.
         wallet: The contract wallet that deposits, if one does: it must accept the key's signatures
-            as its own (ERC-1271). It must hold the token, and needs no ether.
+            as its own (ERC-1271). It must hold the token, and needs no ether. Or the address of a
+            wallet process: `unix:/path/wallet.sock`, or `http://127.0.0.1:PORT`.
+        token: The agent's token for that process, as `mpp-session wallet agent-add` shows it.
+        task: What the requests are for, unless a request says it by `PURPOSE` or `attach_purpose`.
+        on_behalf_of: For whom they are made, likewise.
         trusted_escrows: Escrows to trust beside those of this package's factory (F-91).
         base_url: As in httpx.
         timeout_s: Timeout in seconds for connecting, and between bytes.
         answers_refusals: Whether a refusal is an answer or an exception; see `PayingTransport`.
 
     Raises:
-        ConfigError: The key is invalid, the limits name several chains, or the node is on another.
+        ConfigError: Arguments are missing or do not belong together, the key is invalid, the limits
+            name several chains, or the node is on another.
         ChainUnavailableError: The node does not answer.
         StoreError: The store cannot be opened.
     """
+    given = {
+        "rpc_url": rpc_url,
+        "private_key": private_key,
+        "policy": policy,
+        "store": store,
+        "signer": signer,
+        "keys": keys,
+        "trusted_escrows": trusted_escrows or None,
+    }
+    if isinstance(wallet, str):
+        from mpp_session.agent.wallet_socket import connect_wallet  # noqa: PLC0415 -- it imports us
+
+        _require_none(given)
+        if token is None:
+            raise ConfigError("give the agent's `token` for the wallet, too")
+        async with connect_wallet(
+            wallet,
+            token=token,
+            task=task,
+            on_behalf_of=on_behalf_of,
+            base_url=base_url,
+            timeout_s=timeout_s,
+            answers_refusals=answers_refusals,
+        ) as client:
+            yield client
+        return
+    if rpc_url is None or private_key is None or policy is None or store is None:
+        missing = [
+            name for name in ("rpc_url", "private_key", "policy", "store") if not given[name]
+        ]
+        raise ConfigError(f"give {', '.join(missing)}; or the address of a `wallet` and a `token`")
+    if token is not None or task or on_behalf_of:
+        raise ConfigError("`token`, `task` and `on_behalf_of` need the address of a `wallet`")
     key = _key_signer(private_key)
     chain_ids = {limits.chain_id for limits in policy.limits}
     if len(chain_ids) != 1:
@@ -185,6 +230,16 @@ async def load_keystore(path: Path | str, password: str) -> bytes:
         ConfigError: The file cannot be read, or the password does not decrypt it.
     """
     return await asyncio.to_thread(decrypt_keystore, Path(path), password)
+
+
+def _require_none(given: Mapping[str, object]) -> None:
+    """Check that nothing is given that a wallet process holds itself."""
+    surplus = [name for name, value in given.items() if value is not None]
+    if surplus:
+        raise ConfigError(
+            f"leave out {', '.join(surplus)}: the wallet process has its own, and an agent that "
+            "pays through it needs neither a key nor a policy"
+        )
 
 
 def _key_signer(private_key: bytes | str) -> KeySigner:

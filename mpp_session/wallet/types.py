@@ -11,6 +11,7 @@ import msgspec
 
 from channel.tariff import Tariff
 from channel.types import Address, ChannelId
+from mpp_session.agent.purpose import Alternative, Purpose
 
 __all__ = [
     "Alternative",
@@ -57,30 +58,6 @@ class Code(StrEnum):
     ANOMALY_HELD = "anomaly_held"
     CLIENT_LIMIT = "client_limit"
     """The paying client itself refused: the server broke the protocol or its own offer."""
-
-
-class Alternative(msgspec.Struct, frozen=True):
-    """Another offer that the agent looked at."""
-
-    origin: str
-    price: str = ""
-    why_not: str = ""
-
-
-class Purpose(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent says about one request: for the record, and for rules by task and tool.
-
-    Text of the agent, so nothing here widens a limit.
-    """
-
-    task: str = ""
-    on_behalf_of: str = ""
-    reason: str = ""
-    tool: str = ""
-    """The MCP tool that is called."""
-    trace_id: str = ""
-    span_id: str = ""
-    alternatives: tuple[Alternative, ...] = ()
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

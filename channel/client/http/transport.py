@@ -46,14 +46,26 @@ from channel.wire.coding import ACCEPT_ENCODING
 from channel.wire.sse import CONTENT_TYPE
 from channel.wire.x402 import PAYMENT_REQUIRED, PAYMENT_SIGNATURE
 
-__all__ = ["PayingTransport", "expect", "is_safe", "origin_of", "route_of"]
+__all__ = [
+    "CHARGED",
+    "IDEMPOTENCY_KEY",
+    "ORIGIN",
+    "PayingTransport",
+    "expect",
+    "is_safe",
+    "origin_of",
+    "route_of",
+]
 
 ROUNDS_MAX = 40
 KEY_BYTES = 18
 
-_ORIGIN = "channel.origin"
-_KEY = "channel.idempotency_key"
-_CHARGED = "channel.charged"
+ORIGIN = "channel.origin"
+"""The extension in which a request keeps its caller's origin over redirects."""
+IDEMPOTENCY_KEY = "channel.idempotency_key"
+"""Where it keeps its key."""
+CHARGED = "channel.charged"
+"""Where it keeps the digest of the request that was paid for at once, if one was."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -114,7 +126,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: The connection failed; nothing was paid for this request.
         """
         origin = origin_of(request.url)
-        asked_origin = request.extensions.setdefault(_ORIGIN, origin)
+        asked_origin = request.extensions.setdefault(ORIGIN, origin)
         if _has_credential(request.headers):
             request.headers["Accept-Encoding"] = ACCEPT_ENCODING
             return bound_coding(await self._inner.handle_async_request(request))
@@ -143,7 +155,7 @@ class PayingTransport(httpx.AsyncBaseTransport):
         header = await self._payer.prepay(paid_request)
         for _ in range(ROUNDS_MAX):
             if paid_request.charge is not None:
-                request.extensions[_CHARGED] = paid_request.charge.purchase
+                request.extensions[CHARGED] = paid_request.charge.purchase
             response = await self._send(request, body, header, paid_request)
             try:
                 response, reply = await read_reply(response)
@@ -280,15 +292,15 @@ class PayingTransport(httpx.AsyncBaseTransport):
         named = request.headers.get("Idempotency-Key")
         given = (
             named
-            or request.extensions.get(_KEY)
+            or request.extensions.get(IDEMPOTENCY_KEY)
             or self._lost_keys.take(request, body.content, self._payer.now())
         )
         key = given or secrets.token_urlsafe(KEY_BYTES)
-        request.extensions[_KEY] = key
+        request.extensions[IDEMPOTENCY_KEY] = key
         purchase = None
         if body.content is not None:
             digest = purchase_of(request.method, str(request.url), body.content, named)
-            is_first = request.extensions.get(_CHARGED) in (None, digest)
+            is_first = request.extensions.get(CHARGED) in (None, digest)
             purchase = Purchase(digest, named is not None, is_first)
         return PaidRequest(
             method=request.method,
