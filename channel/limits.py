@@ -248,6 +248,12 @@ EVENT_STREAMS_MAX: Final = 16
 FORM_BYTES_MAX: Final = 4096
 FEED_BYTES_MAX: Final = 8 * 1024 * 1024
 
+# The wallet. What an agent, or what it reads, can make people read.
+# Of each text of an agent in a question: reason, task, tool, path, and of an alternative.
+APPROVAL_TEXT_CHARS_MAX: Final = 1000
+# Offers beside the one that is asked about.
+APPROVAL_ALTERNATIVES_MAX: Final = 8
+
 # Paying clients. What a provider can make one wait for or remember.
 # For the receipt after the end of a stream; without a receipt the stream is still paid.
 RECEIPT_WAIT_S_MAX: Final = 2.0

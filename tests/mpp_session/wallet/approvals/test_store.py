@@ -1,0 +1,285 @@
+"""What is asked, who may answer, and what the agent reads."""
+
+import sqlite3
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from channel.errors import AgentError, ApprovalPendingError, PolicyRefusedError
+from channel.limits import APPROVAL_ALTERNATIVES_MAX, APPROVAL_TEXT_CHARS_MAX
+from channel.tariff import Tariff
+from channel.types import Address
+from mpp_session.wallet.approvals.record import ApprovalError, Decider, Record, State
+from mpp_session.wallet.approvals.store import Approvals
+from mpp_session.wallet.types import Alternative, Ask, Code
+from tests.mpp_session.wallet.approvals.asks import BOB, MIA, RULES, ask_of, decision_of
+from tests.mpp_session.wallet.approvals.file import WalletFile
+
+NOW = 1_800_000_000.0
+M = 1_000_000
+
+
+class Desk:
+    """Asks and answers in a transaction each."""
+
+    def __init__(self, file: WalletFile, approvals: Approvals) -> None:
+        self.file, self.approvals, self.now = file, approvals, NOW
+
+    def request(self, ask: Ask | None = None, code: Code = Code.APPROVAL_PENDING) -> AgentError:
+        asked = ask or ask_of()
+        return self.file.run(
+            lambda db: self.approvals.request(db, asked, decision_of(code), self.now)
+        )
+
+    def ask(self, ask: Ask | None = None, code: Code = Code.APPROVAL_PENDING) -> str:
+        error = self.request(ask, code)
+        assert isinstance(error, ApprovalPendingError), error
+        return error.approval_id
+
+    def decide(self, name: str, by: Decider = MIA, verdict: Any = "approve", **more: Any) -> Record:
+        return self.file.run(
+            lambda db: self.approvals.decide(db, name, by=by, verdict=verdict, now=self.now, **more)
+        )
+
+    def pay(self, ask: Ask | None = None) -> str | None:
+        """Return the id of the approval that was used, if one covers the ask."""
+        asked = ask or ask_of()
+        revision = self.approvals.rules.policy_revision
+
+        def change(db: sqlite3.Connection) -> str | None:
+            if self.approvals.valid(db, asked, revision, self.now) is None:
+                return None
+            return self.approvals.use(db, asked, self.now)
+
+        return self.file.run(change)
+
+    def get(self, name: str) -> Record:
+        return self.file.run(lambda db: self.approvals.get(db, name))
+
+
+@pytest.fixture
+def desk(file: WalletFile, approvals: Approvals) -> Desk:
+    return Desk(file, approvals)
+
+
+OTHERS = [
+    ("recipient", Address(b"\xb3" * 20)),
+    ("token", Address(b"\xc4" * 20)),
+    ("escrow", Address(b"\xe6" * 20)),
+    ("chain_id", 1),
+    ("origin", "https://api.example:444"),
+    ("method", "GET"),
+    ("path", "/search/"),
+    ("task", "t2"),
+    ("tool", "search"),
+    ("agent", "other"),
+    ("tariff", Tariff.of("request", 10_001)),
+    ("amount", 5 * M + 1),
+    ("kind", "charge"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHERS)
+def test_an_approval_is_for_the_terms_that_were_shown(desk: Desk, field: str, value: Any) -> None:
+    """extra#139: the arguments that were executed differed from those that were approved."""
+    name = desk.ask()
+    desk.decide(name)
+    assert desk.pay(ask_of(**{field: value})) is None
+    assert desk.get(name).state == State.APPROVED
+    assert desk.pay() == name
+    assert desk.pay() is None
+
+
+def test_two_questions_that_wait_get_their_own_answers(desk: Desk) -> None:
+    """LangGraph #6533: resume values went to the wrong interrupt."""
+    first, second = desk.ask(), desk.ask(ask_of(path="/extract"))
+    desk.decide(second)
+    assert desk.pay() is None
+    assert desk.get(first).state == State.PENDING
+    assert desk.pay(ask_of(path="/extract")) == second
+
+
+def test_the_same_terms_are_asked_once_and_a_denial_stands_for_a_while(desk: Desk) -> None:
+    """preloop#119, agentric#139, synapbus: people drown in questions and reminders."""
+    name = desk.ask()
+    assert [desk.ask(), desk.ask(ask_of(request_id="r2")), desk.ask(ask_of(amount=M))] == [name] * 3
+    desk.decide(name, verdict="deny", comment="too dear")
+    for ask in (ask_of(), ask_of(amount=5 * M - 1)):
+        error = desk.request(ask)
+        assert isinstance(error, PolicyRefusedError)
+        assert (error.code, error.retry_at) == (Code.APPROVAL_DENIED, NOW + 900)
+        assert "too dear" in str(error)
+    desk.now += 900
+    assert desk.ask() != name
+
+
+def test_a_question_without_an_answer_counts_as_denied(desk: Desk) -> None:
+    name = desk.ask()
+    desk.now += 900
+    with pytest.raises(ApprovalError, match="expired"):
+        desk.decide(name)
+    error = desk.request()
+    assert isinstance(error, PolicyRefusedError)
+    assert (error.code, error.retry_at) == (Code.APPROVAL_EXPIRED, NOW + 1800)
+    assert desk.get(name).state == State.EXPIRED
+
+
+def test_so_many_questions_of_an_agent_wait_and_no_more(file: WalletFile) -> None:
+    """agentric#139: what waits piles up. Another agent's questions have room of their own."""
+    desk = Desk(file, Approvals(replace(RULES, pending_max=2)))
+    desk.ask()
+    desk.now += 1
+    desk.ask(ask_of(path="/2"))
+    error = desk.request(ask_of(path="/3"))
+    assert isinstance(error, PolicyRefusedError)
+    assert (error.code, error.allowed, error.retry_at) == (Code.APPROVALS_FULL, 2, NOW + 900)
+    desk.ask(ask_of(path="/3", agent="lead"))
+
+
+def test_a_smaller_amount_may_be_approved_and_the_agent_reads_which(desk: Desk) -> None:
+    name = desk.ask()
+    desk.decide(name, amount=3 * M)
+    assert desk.pay() is None
+    error = desk.request()
+    assert isinstance(error, PolicyRefusedError)
+    assert (error.asked, error.allowed) == (5 * M, 3 * M)
+    assert "3.000000 USDC" in str(error)
+    assert desk.pay(ask_of(amount=3 * M)) == name
+
+
+def test_an_approval_of_another_policy_is_void_and_the_record_says_so(desk: Desk) -> None:
+    """openai-agents-python#4896: the policy changed after the approval, and nobody asked again."""
+    given, waiting = desk.ask(), desk.ask(ask_of(path="/extract"))
+    desk.decide(given)
+    desk.approvals.rules = replace(RULES, policy_hash="b2")
+    with pytest.raises(ApprovalError, match="another policy"):
+        desk.decide(waiting)
+    assert desk.pay() is None
+    assert desk.ask() not in {given, waiting}
+    for name in (given, waiting):
+        assert desk.get(name).state == State.EXPIRED
+        assert "policy has changed" in desk.get(name).comment
+
+
+def test_a_channel_that_was_approved_takes_top_ups_up_to_the_amount(desk: Desk) -> None:
+    name = desk.ask()
+    desk.decide(name, scope="channel", amount=8 * M)
+    assert desk.pay() == name
+    top_up = ask_of(is_opening=False, amount=2 * M, path="/extract", request_id="r2")
+    assert desk.pay(replace(top_up, channel_id=bytes(32))) is None
+    assert desk.pay(top_up) == name
+    assert desk.pay(top_up) is None
+    assert desk.pay(replace(top_up, amount=M)) == name
+    assert desk.get(name).state == State.USED
+
+
+def test_a_raise_covers_the_vouchers_of_one_request(desk: Desk) -> None:
+    def voucher(amount: int, total: int, request_id: str = "r1") -> Ask:
+        known = {"kind": "sign", "is_opening": False, "request_max": 100}
+        return ask_of(**known, amount=amount, request_total=total, request_id=request_id)
+
+    name = desk.ask(voucher(10, 40), Code.ENVELOPE_EXCEEDED)
+    assert desk.get(name).question.amount == 70
+    assert desk.get(name).question.kind == "raise"
+    desk.decide(name)
+    assert desk.pay(voucher(10, 40, "r2")) == name
+    assert desk.pay(voucher(10, 40, "r3")) is None
+    assert desk.pay(voucher(60, 100, "r2")) == name
+    assert desk.pay(voucher(1, 101, "r2")) is None
+
+
+def test_so_many_distinct_people_must_agree(file: WalletFile) -> None:
+    """Steward#205: one approver only, and buyers want M of N. Two agents are one voter."""
+    rules = replace(RULES, quorum=3, people=frozenset({"mia", "bob", "ann"}))
+    supervisor = RULES.supervisors["lead"]
+    desk = Desk(
+        file, Approvals(replace(rules, supervisors={"lead": supervisor, "vice": supervisor}))
+    )
+    name = desk.ask(ask_of(amount=2 * M))
+    for by in (MIA, MIA, Decider("agent", "lead"), Decider("agent", "vice")):
+        assert desk.decide(name, by).state == State.PENDING
+    with pytest.raises(ApprovalError, match="'eve' may not answer"):
+        desk.decide(name, Decider("person", "eve"))
+    done = desk.decide(name, BOB, amount=M)
+    assert (done.state, done.approved) == (State.APPROVED, M)
+
+
+@pytest.mark.parametrize(
+    ("ask", "by", "said"),
+    [
+        (ask_of(amount=3 * M + 1), "lead", "approve_max"),
+        (ask_of(amount=M, token=Address(bytes(20))), "lead", "approve_max"),
+        (ask_of(amount=M, agent="lead"), "lead", "its own question"),
+        (ask_of(amount=M, on_behalf_of="lead"), "lead", "its own question"),
+        (ask_of(amount=M, agent="other"), "lead", "may_approve"),
+        (ask_of(amount=M), "vice", "may_approve"),
+    ],
+)
+def test_a_supervisor_answers_within_its_bounds(desk: Desk, ask: Ask, by: str, said: str) -> None:
+    """nexus#1358: a supervising agent first, then a person."""
+    name = desk.ask(ask)
+    with pytest.raises(ApprovalError, match=said):
+        desk.decide(name, Decider("agent", by))
+    assert desk.get(name).votes == ()
+    within = desk.ask(ask_of(amount=3 * M, path="/small"))
+    assert desk.decide(within, Decider("agent", "lead")).state == State.APPROVED
+
+
+@pytest.mark.parametrize("scope", ["channel", "window"])
+def test_no_scope_is_wider_than_the_policy_s(file: WalletFile, scope: Any) -> None:
+    desk = Desk(file, Approvals(replace(RULES, scope_max="once")))
+    name = desk.ask()
+    with pytest.raises(ApprovalError, match="scope_max"):
+        desk.decide(name, scope=scope)
+    with pytest.raises(ApprovalError, match="cannot exceed what was asked"):
+        desk.decide(name, amount=5 * M + 1)
+    with pytest.raises(ApprovalError, match="above 0"):
+        desk.decide(name, amount=0)
+
+
+def test_the_question_shows_its_context(desk: Desk) -> None:
+    text = "x" * (APPROVAL_TEXT_CHARS_MAX + 1)
+    others = tuple(Alternative(text) for _ in range(APPROVAL_ALTERNATIVES_MAX + 1))
+    question = desk.get(desk.ask(ask_of(reason=text + "\ud800", alternatives=others))).question
+    assert len(question.reason) == APPROVAL_TEXT_CHARS_MAX
+    assert len(question.alternatives) == APPROVAL_ALTERNATIVES_MAX
+    assert len(question.alternatives[0].origin) == APPROVAL_TEXT_CHARS_MAX
+    assert (question.left_before, question.left_after) == (25 * M, 20 * M)
+    assert (question.rule, question.kind, question.amount) == ("search", "open", 5 * M)
+
+
+def test_text_that_is_not_unicode_is_refused_where_it_is_a_term(desk: Desk) -> None:
+    error = desk.request(ask_of(task="\ud800"))
+    assert isinstance(error, PolicyRefusedError)
+    assert error.field == "task"
+
+
+def test_every_step_is_in_the_trail_in_the_same_transaction(file: WalletFile) -> None:
+    class Trail:
+        def append(self, db: sqlite3.Connection, kind: str, **fields: Any) -> int:
+            db.execute("CREATE TABLE IF NOT EXISTS seen (kind TEXT, state TEXT, who TEXT)")
+            db.execute("INSERT INTO seen VALUES (?, ?, ?)", (kind, fields["state"], fields["by"]))
+            return 1
+
+    desk = Desk(file, Approvals(RULES, Trail()))
+    name = desk.ask()
+    desk.decide(name)
+    with pytest.raises(ApprovalError):
+        desk.decide(name)
+    desk.pay()
+    rows = file.run(lambda db: db.execute("SELECT state, who FROM seen").fetchall())
+    assert [tuple(row) for row in rows] == [
+        ("pending", ""),
+        ("approved", "person mia"),
+        ("used", "person mia"),
+    ]
+
+
+def test_what_ended_long_ago_is_forgotten_and_what_is_open_is_not(desk: Desk) -> None:
+    ended, open_ = desk.ask(), desk.ask(ask_of(path="/extract"))
+    desk.decide(ended, verdict="deny")
+    desk.file.run(lambda db: desk.approvals.forget(db, NOW + 1))
+    assert desk.get(open_).state == State.PENDING
+    with pytest.raises(ApprovalError, match="There is no approval"):
+        desk.get(ended)
