@@ -126,11 +126,14 @@ class Trail:
             raise InvariantError("a record of the audit trail needs a transaction")
         last = db.execute(_LAST).fetchone()
         if last is None:
-            self._begin(db, at)
+            self.begin(db, at=at)
             last = db.execute(_LAST).fetchone()
         return self._add(db, last[0] + 1, last[1], kind, at, agent, fields)
 
-    def _begin(self, db: sqlite3.Connection, at: float) -> None:
+    def begin(self, db: sqlite3.Connection, *, at: float) -> None:
+        """Add the first record to an empty trail, with a random id. So does `append`."""
+        if db.execute(_LAST).fetchone() is not None:
+            return
         for statement in _TRIGGERS:
             db.execute(statement)
         self._add(db, 1, ZERO_HASH, GENESIS, at, "", {"trail": secrets.token_hex(16)})
