@@ -74,6 +74,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Scheme, host and port, such as `https://api.example:443`."""
     method: str
     path: str
+    """As it is sent: percent-encoded, without the query."""
     purpose: Purpose
     chain_id: int
     token: Address

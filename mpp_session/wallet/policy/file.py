@@ -1,0 +1,226 @@
+"""The policy file as it is written: one struct a table. The schema for editors is made from here.
+
+Amounts stay text here; `compiling` reads them with the tokens' decimals.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "AgentTable",
+    "AnomalyTable",
+    "ApprovalTable",
+    "BreakerTable",
+    "CapTable",
+    "EnvelopeTable",
+    "EscrowTable",
+    "MatchTable",
+    "PerTable",
+    "PolicyFile",
+    "RateTable",
+    "RuleTable",
+    "TokenTable",
+    "TripTable",
+    "WebhookTable",
+    "WhenTable",
+]
+
+REVISION_LAST: Final = 2**53 - 1
+
+Text = Annotated[str, Meta(min_length=1, max_length=512)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Alias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,15}$")]
+Money = Annotated[
+    str,
+    Meta(
+        max_length=128,
+        description='A decimal of a token and its alias, such as "5.00 usdc".',
+    ),
+]
+Price = Annotated[
+    str,
+    Meta(max_length=128, description='A price with its alias, such as "0.60 usdc / 1M".'),
+]
+Duration = Annotated[
+    str, Meta(pattern=r"^[1-9][0-9]{0,8}[smhdw]$", description='Such as "90s", "15m", "7d".')
+]
+Address = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
+Hash = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{64}$")]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+ChainNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Instant = Annotated[datetime, Meta(tz=True)]
+By = Literal["origin", "task", "agent", "recipient", "rule"]
+OneOrMore = Money | tuple[Money, ...]
+
+
+class Table(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One table of the file."""
+
+
+class EscrowTable(Table, frozen=True, kw_only=True):
+    """A contract that may hold deposits."""
+
+    address: Address
+    code_hash: Hash | None = None
+    """keccak-256 of the code at the address."""
+
+
+class TokenTable(Table, frozen=True, kw_only=True):
+    """A token that amounts of this file name by an alias."""
+
+    chain: ChainNumber
+    address: Address
+    decimals: Annotated[int, Meta(ge=0, le=36)]
+    escrows: tuple[EscrowTable, ...] | None = None
+
+
+class EnvelopeTable(Table, frozen=True, kw_only=True):
+    """A budget that agents share."""
+
+    amount: Money
+    window: Annotated[str, Meta(description='A duration, "task" or "total".')]
+    locked_max: Money | None = None
+    on_exceed: Literal["deny", "ask"] = "deny"
+    parent: Name | None = None
+    warn_at: tuple[Decimal, ...] = ()
+
+
+class AgentTable(Table, frozen=True, kw_only=True):
+    """An agent that asks the wallet."""
+
+    token: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    envelopes: tuple[Name, ...]
+    expires: Instant
+    uid: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    may_approve: tuple[Name, ...] = ()
+    approve_max: OneOrMore | None = None
+    keys: tuple[Name, ...] | None = None
+
+
+class MatchTable(Table, frozen=True, kw_only=True):
+    """What a rule is about. A key that is left out matches everything."""
+
+    agent: tuple[Text, ...] | None = None
+    origin: tuple[Text, ...] | None = None
+    method: tuple[Text, ...] | None = None
+    path: tuple[Text, ...] | None = None
+    task: tuple[Text, ...] | None = None
+    tool: tuple[Text, ...] | None = None
+    chain: tuple[ChainNumber, ...] | None = None
+    token: tuple[Alias, ...] | None = None
+    recipient: tuple[Address, ...] | None = None
+    escrow: tuple[Address, ...] | None = None
+    unit: tuple[Text, ...] | None = None
+    first_seen: tuple[Literal["origin", "recipient", "chain"], ...] | None = None
+
+
+class PerTable(Table, frozen=True, kw_only=True):
+    """A cap on a sum."""
+
+    by: By
+    amount: Money
+    window: Annotated[str, Meta(description='A duration or "total".')] = "total"
+
+
+class RateTable(Table, frozen=True, kw_only=True):
+    """A cap on a number of requests."""
+
+    count: Count
+    window: Duration
+    by: By = "agent"
+
+
+class CapTable(Table, frozen=True, kw_only=True):
+    """What a rule allows at most."""
+
+    unit_price: Mapping[str, Price] | None = None
+    request: Money | None = None
+    deposit: Money | None = None
+    channel: Money | None = None
+    per: tuple[PerTable, ...] | None = None
+    rate: tuple[RateTable, ...] | None = None
+    channels: Count | None = None
+    streams: Count | None = None
+
+
+class WhenTable(Table, frozen=True, kw_only=True):
+    """When a rule is in force."""
+
+    not_before: Instant | None = None
+    not_after: Instant | None = None
+    hours: Text | None = None
+
+
+class RuleTable(Table, frozen=True, kw_only=True):
+    """One rule."""
+
+    name: Name
+    action: Literal["allow", "ask", "deny"]
+    match: MatchTable = MatchTable()
+    cap: CapTable = CapTable()
+    when: WhenTable = WhenTable()
+
+
+class WebhookTable(Table, frozen=True, kw_only=True):
+    """Where new approvals are announced."""
+
+    url: Text
+    secret_file: Text
+
+
+class ApprovalTable(Table, frozen=True, kw_only=True):
+    """When people are asked, and how long their answer is awaited."""
+
+    above: OneOrMore | None = None
+    timeout: Duration = "15m"
+    on_timeout: Literal["deny"] = "deny"
+    quorum: Annotated[int, Meta(ge=1, le=16)] = 1
+    scope_max: Literal["once", "channel", "window"] = "channel"
+    webhook: WebhookTable | None = None
+    pending_max: Annotated[int, Meta(ge=1, le=10_000)] = 20
+
+
+class TripTable(Table, frozen=True, kw_only=True):
+    """So many events within a window open the breaker."""
+
+    count: Count
+    window: Duration
+    cooldown: Duration = "5m"
+
+
+class BreakerTable(Table, frozen=True, kw_only=True):
+    """What stops an agent's payments to an origin for a while."""
+
+    repeated_402: TripTable = TripTable(count=3, window="1m", cooldown="5m")
+    paid_errors: TripTable = TripTable(count=3, window="10m", cooldown="30m")
+    same_request: TripTable = TripTable(count=20, window="10m", cooldown="5m")
+
+
+class AnomalyTable(Table, frozen=True, kw_only=True):
+    """What becomes of a payment that is unusual for its agent."""
+
+    action: Literal["ask", "pause", "note"] = "note"
+    warm_up: Annotated[int, Meta(ge=1, le=100_000)] = 30
+
+
+class PolicyFile(Table, frozen=True, kw_only=True):
+    """The whole file."""
+
+    version: Literal[1]
+    revision: Annotated[int, Meta(ge=1, le=REVISION_LAST)]
+    default: Literal["deny", "ask"] = "deny"
+    allow_loopback_http: bool = False
+    token: Annotated[Mapping[Alias, TokenTable], Meta(min_length=1)]
+    envelope: Mapping[Name, EnvelopeTable] = {}
+    agent: Mapping[Name, AgentTable] = {}
+    rule: tuple[RuleTable, ...] = ()
+    approval: ApprovalTable = ApprovalTable()
+    breaker: BreakerTable = BreakerTable()
+    anomaly: AnomalyTable = AnomalyTable()
