@@ -21,6 +21,7 @@ __all__ = [
     "Decision",
     "Purpose",
     "Snapshot",
+    "WalletRequest",
 ]
 
 
@@ -58,6 +59,17 @@ class Code(StrEnum):
     ANOMALY_HELD = "anomaly_held"
     CLIENT_LIMIT = "client_limit"
     """The paying client itself refused: the server broke the protocol or its own offer."""
+
+
+class WalletRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the wallet's server attaches to the request that it makes for an agent.
+
+    With it the books know when the request ends (`WalletBooks.end_request`), so they count what it
+    has cost and whether it streams. A bare `Purpose` is decided by the paying client's own id.
+    """
+
+    request_id: str
+    purpose: Purpose = Purpose()
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,384 @@
+"""Decides about each commitment in the transaction that commits it, and books it there.
+
+Check, booking, record and amount are one transaction of one thread, and the amount is signed after
+its commit. So neither concurrent requests nor a crash pass a budget: LiteLLM#34732 checked first
+and booked later, LiteLLM#26672 booked after the call, LiteLLM#40095 let the first requests of a new
+user pass. Every voucher is decided, also one whose amount was signed before: a session that was
+revoked must not go on (okx/wallet-core#21), a freeze must be read before each signature
+(Steward#102), and stopping must stop something (agent-governance-toolkit PR#795).
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Final, Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec.structs import replace
+
+from channel.client.policy.context import PaymentContext
+from channel.client.store.charge import ChargeRecord
+from channel.client.store.record import ChannelRecord
+from channel.errors import AgentError, PolicyRefusedError, StoreError
+from channel.types import ChannelKey
+from mpp_session.wallet.audit.records import decision_fields, describe_change, voucher_fields
+from mpp_session.wallet.books.asks import (
+    ask_of_refused,
+    charge_ask,
+    deposit_ask,
+    request_id_of,
+    require_context,
+    sign_ask,
+)
+from mpp_session.wallet.books.parts import (
+    ApprovalsPart,
+    CountersFor,
+    Decide,
+    PolicyLike,
+    TrailPart,
+    WatchPart,
+)
+from mpp_session.wallet.books.running import Running
+from mpp_session.wallet.books.sums import QUERIES, Sum, Sums
+from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot, WalletRequest
+
+__all__ = ["AgentGuard", "Desk"]
+
+MINUTE_S: Final = 60
+First = Literal["origin", "recipient", "chain"]
+_FIRSTS: Final[tuple[First, ...]] = get_args(First)
+
+
+class RefusedError(AgentError):
+    """A decision against an ask, on its way to `refuse`."""
+
+    def __init__(self, ask: Ask, decision: Decision) -> None:
+        super().__init__(decision.reason)
+        self.ask = ask
+        self.decision = decision
+
+
+class Channel(NamedTuple):
+    """A channel in these books."""
+
+    number: int
+    is_live: bool
+
+
+class Desk:
+    """Where all agents' asks are decided: the policy in force, the sums, and the other parts.
+
+    Every method with a connection runs in a transaction that its caller opened.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        *,
+        decide: Decide,
+        counters_for: CountersFor,
+        trail: TrailPart,
+        approvals: ApprovalsPart,
+        watch: WatchPart,
+    ) -> None:
+        self.policy = policy
+        self.trail = trail
+        self.running = Running()
+        self.sums = Sums()
+        self._decide = decide
+        self._counters_for = counters_for
+        self._approvals = approvals
+        self._watch = watch
+        self._seen: dict[str, int] = {}
+
+    def agree(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord | None = None) -> None:
+        """Decide about an ask, and book it.
+
+        Raises:
+            RefusedError: The policy refuses it, or a person must be asked. Nothing is booked.
+        """
+        channel = None if record is None else self.find_channel(db, record.key)
+        decision, sums, approval = self._answer(db, ask, channel)
+        if decision.action != "allow":
+            raise RefusedError(ask, decision)
+        number = None if channel is None else channel.number
+        if record is not None and channel is None:
+            number = _add_channel(db, ask, record, decision, approval)
+        self._book(db, ask, decision, sums, number)
+        self._note(db, ask, decision)
+
+    def agree_again(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord) -> None:
+        """Decide about a deposit that was allowed before; nobody is asked a second time.
+
+        Raises:
+            RefusedError: The policy refuses it now.
+        """
+        decision, _, _ = self._answer(db, ask, self.find_channel(db, record.key))
+        if decision.action == "deny":
+            raise RefusedError(ask, decision)
+
+    def explain(self, db: sqlite3.Connection, ask: Ask) -> tuple[Snapshot, Decision]:
+        """Return what an ask would be decided by, and how; nothing is booked or asked."""
+        sums = self.sums.read(db, self._counters_for(self.policy, ask), ask.at)
+        snapshot = self._snapshot(db, ask, sums, None)
+        approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
+        if approved is not None:
+            snapshot = replace(snapshot, approved=approved.amount)
+        return snapshot, self._decide(self.policy, ask, snapshot)
+
+    def refuse(self, db: sqlite3.Connection, refused: RefusedError) -> AgentError:
+        """Record a decision against an ask, and return what the agent gets."""
+        ask, decision = refused.ask, refused.decision
+        fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
+        self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
+        if decision.action == "ask":
+            return self._approvals.request(db, ask, decision, ask.at)
+        return PolicyRefusedError(
+            decision.reason,
+            code=decision.code,
+            field=decision.field or None,
+            asked=decision.asked,
+            allowed=decision.allowed,
+            rule=decision.rule or None,
+            retry_at=decision.retry_at,
+        )
+
+    def find_channel(self, db: sqlite3.Connection, key: ChannelKey) -> Channel | None:
+        """Return a channel that these books know."""
+        row = db.execute(
+            QUERIES["find_channel"], (key.chain_id, key.escrow, key.channel_id)
+        ).fetchone()
+        return None if row is None else Channel(row["id"], bool(row["is_live"]))
+
+    def end_channel(
+        self, db: sqlite3.Connection, key: ChannelKey, settled: int, at: float, *, agent: str
+    ) -> None:
+        """Return what a channel holds and did not pay, once, because it has ended on chain."""
+        channel = self.find_channel(db, key)
+        if channel is None or not channel.is_live:
+            return
+        self.sums.lower_locked(db, channel.number, 0)
+        returned = self.sums.give_back(db, channel.number, settled, at)
+        db.execute(QUERIES["end_channel"], (0, channel.number))
+        if returned:
+            self.trail.append(
+                db,
+                "refund",
+                at=at,
+                agent=agent,
+                channel_id=key.channel_id,
+                settled=settled,
+                returned=returned,
+            )
+
+    def _answer(
+        self, db: sqlite3.Connection, ask: Ask, channel: Channel | None
+    ) -> tuple[Decision, dict[Counter, Sum], str]:
+        """Return the decision, the sums it read, and the id of the approval it used."""
+        sums = self.sums.read(db, self._counters_for(self.policy, ask), ask.at)
+        snapshot = self._snapshot(db, ask, sums, channel)
+        decision = self._decide(self.policy, ask, snapshot)
+        if decision.action != "ask":  # an approval is for what is not allowed without it
+            return decision, sums, ""
+        approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
+        if approved is None:
+            return decision, sums, ""
+        decision = self._decide(self.policy, ask, replace(snapshot, approved=approved.amount))
+        used = None
+        if decision.action == "allow":
+            used = self._approvals.use(db, ask, ask.at)
+        return decision, sums, used or ""
+
+    def _snapshot(
+        self, db: sqlite3.Connection, ask: Ask, sums: dict[Counter, Sum], channel: Channel | None
+    ) -> Snapshot:
+        stops = db.execute(QUERIES["load_stops"]).fetchall()
+        (channels,) = db.execute(QUERIES["count_channels"], (ask.agent, ask.origin)).fetchone()
+        breaker, finding, never_paid = None, "", frozenset[First]()
+        if ask.is_first or ask.is_commitment:  # a request that is served goes on
+            breaker = self._watch.breaker(db, ask.agent, ask.origin, ask.at)
+            finding = self._watch.finding(db, ask)
+        if channel is None:  # else its opening was committed to
+            never_paid = _never_paid(db, ask)
+        return Snapshot(
+            frozen=frozenset(row["scope"] for row in stops if row["kind"] == "freeze"),
+            revoked=frozenset(row["scope"] for row in stops if row["kind"] == "revoke"),
+            sums={counter: each.total for counter, each in sums.items()},
+            channels=channels - (channel is not None and channel.is_live),
+            streams=self.running.streams(ask.agent, ask.origin, without=ask.request_id),
+            never_paid=never_paid,
+            breaker_until=None if breaker is None else breaker[1],
+            breaker="" if breaker is None else breaker[0],
+            finding=finding,
+        )
+
+    def _book(
+        self,
+        db: sqlite3.Connection,
+        ask: Ask,
+        decision: Decision,
+        sums: dict[Counter, Sum],
+        channel: int | None,
+    ) -> None:
+        for counter in decision.counters:
+            if counter.what == "requests":
+                amount, whose = int(ask.is_first), None
+            elif (counter.what == "locked") == (ask.kind == "deposit"):
+                amount, whose = ask.amount, channel
+            else:
+                continue
+            each = sums.get(counter) or self.sums.read(db, (counter,), ask.at)[counter]
+            self.sums.add(db, each, amount, ask.at, whose)
+        if ask.is_commitment:
+            for what, value in zip(_FIRSTS, _firsts(ask), strict=True):
+                db.execute(QUERIES["note_paid"], (ask.agent, what, value))
+        minute = int(ask.at // MINUTE_S)
+        if self._seen.get(ask.agent) != minute:
+            self._seen[ask.agent] = minute
+            db.execute(QUERIES["note_seen"], {"agent": ask.agent, "at": minute})
+
+    def _note(self, db: sqlite3.Connection, ask: Ask, decision: Decision) -> None:
+        if ask.is_first or ask.is_commitment:
+            fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
+            self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
+            self._watch.learn(db, ask)
+        if ask.kind == "sign" and ask.amount:
+            self.trail.append(db, "voucher", at=ask.at, agent=ask.agent, **voucher_fields(ask))
+
+
+class AgentGuard:
+    """Guards the payments of one agent; see `channel.client.store.guard`."""
+
+    def __init__(self, agent: str, desk: Desk, now: Callable[[], float]) -> None:
+        self._agent = agent
+        self._desk = desk
+        self._now = now
+
+    def deposit(
+        self,
+        db: sqlite3.Connection,
+        before: ChannelRecord | None,
+        after: ChannelRecord,
+        context: PaymentContext | None,
+    ) -> None:
+        """Decide about an opening, a top-up, or one of them once more; see `Guard`."""
+        context, desk = require_context(context), self._desk
+        total = desk.running.total(request_id_of(context)) or 0
+        ask = deposit_ask(self._agent, before, after, context, request_total=total, at=self._now())
+        if before is not None and before.locked == after.locked:
+            desk.agree_again(db, ask, after)
+            return
+        desk.agree(db, ask, after)
+        self._record_change(db, before, after, ask.at)
+
+    def sign(
+        self,
+        db: sqlite3.Connection,
+        before: ChannelRecord,
+        after: ChannelRecord,
+        context: PaymentContext | None,
+    ) -> None:
+        """Decide about a voucher; see `Guard`."""
+        context, desk = require_context(context), self._desk
+        total = desk.running.total(request_id_of(context))
+        ask = sign_ask(self._agent, before, after, context, request_total=total, at=self._now())
+        desk.agree(db, ask, after)
+        self._remember(ask, context)
+
+    def charge(
+        self, db: sqlite3.Connection, record: ChargeRecord, context: PaymentContext | None
+    ) -> None:
+        """Decide about a payment for one request; see `Guard`."""
+        context, desk = require_context(context), self._desk
+        total = desk.running.total(request_id_of(context))
+        ask = charge_ask(self._agent, record, context, request_total=total, at=self._now())
+        desk.agree(db, ask)
+        self._remember(ask, context)
+
+    def change(self, db: sqlite3.Connection, before: ChannelRecord, after: ChannelRecord) -> None:
+        """Note what the chain or the server says; return what an ended channel did not pay."""
+        at = self._now()
+        self._record_change(db, before, after, at)
+        if after.state == "closed":
+            self._desk.end_channel(db, after.key, after.settled, at, agent=self._agent)
+        elif before.locked != after.locked:
+            channel = self._desk.find_channel(db, after.key)
+            if channel is not None and after.locked < before.locked:
+                self._desk.sums.lower_locked(db, channel.number, after.locked)
+            elif channel is not None:
+                increase = after.locked - before.locked
+                self._desk.sums.raise_locked(db, channel.number, increase)
+
+    def refuse(
+        self, db: sqlite3.Connection, context: PaymentContext | None, error: AgentError
+    ) -> AgentError:
+        """Record why a payment is refused, and ask people if they may allow it; see `Guard`."""
+        if isinstance(error, RefusedError):
+            return self._desk.refuse(db, error)
+        at, desk = self._now(), self._desk
+        if isinstance(error, StoreError):
+            return error
+        code = error.code if isinstance(error, PolicyRefusedError) else Code.CLIENT_LIMIT
+        if context is None:
+            desk.trail.append(
+                db, "refusal", at=at, agent=self._agent, code=str(code), reason=str(error)
+            )
+            return error
+        decision = Decision(
+            action="deny",
+            code=Code(code),
+            reason=str(error),
+            policy_revision=desk.policy.revision,
+        )
+        ask = ask_of_refused(self._agent, context, error, at)
+        desk.refuse(db, RefusedError(ask, decision))
+        return error
+
+    def _remember(self, ask: Ask, context: PaymentContext) -> None:
+        """Count what a request has cost; more than it did if the commit fails now."""
+        running = self._desk.running
+        running.store_total(ask.request_id, ask.request_total)
+        if ask.is_stream and isinstance(context.purpose, WalletRequest):  # which ends it
+            running.begin_stream(ask.agent, ask.origin, ask.request_id)
+
+    def _record_change(
+        self,
+        db: sqlite3.Connection,
+        before: ChannelRecord | None,
+        after: ChannelRecord,
+        at: float,
+    ) -> None:
+        for kind, fields in describe_change(before, after):
+            self._desk.trail.append(db, kind, at=at, agent=self._agent, **fields)
+
+
+def _add_channel(
+    db: sqlite3.Connection, ask: Ask, record: ChannelRecord, decision: Decision, approval: str
+) -> int | None:
+    key = record.key
+    return db.execute(
+        QUERIES["add_channel"],
+        {
+            "chain_id": key.chain_id,
+            "escrow": key.escrow,
+            "channel_id": key.channel_id,
+            "agent": ask.agent,
+            "origin": ask.origin,
+            "task": ask.purpose.task,
+            "rule": decision.rule,
+            "envelopes": msgspec.json.encode(decision.envelopes).decode(),
+            "approval": approval,
+            "policy_revision": decision.policy_revision,
+            "opened_at": ask.at,
+        },
+    ).lastrowid
+
+
+def _firsts(ask: Ask) -> tuple[str, str, str]:
+    """Return what is looked up to see whether an agent pays it for the first time."""
+    return ask.origin, ask.recipient.hex(), str(ask.chain_id)
+
+
+def _never_paid(db: sqlite3.Connection, ask: Ask) -> frozenset[First]:
+    values: dict[str, str] = dict(zip(_FIRSTS, _firsts(ask), strict=True))
+    paid: Iterable[sqlite3.Row] = db.execute(QUERIES["has_paid"], {**values, "agent": ask.agent})
+    return frozenset(_FIRSTS) - {row["what"] for row in paid}
