@@ -6,7 +6,7 @@ import msgspec
 
 from mpp_session.dashboard.html import Child, Markup, el, join
 
-__all__ = ["PAGES", "Frame", "bare_page", "page"]
+__all__ = ["PAGES", "Frame", "bare_page", "document", "page"]
 
 PAGES: Final = (
     ("/", "Overview"),
@@ -53,7 +53,7 @@ def page(frame: Frame, path: str, title: str, *content: Child, notice: str = "")
         class_="banner warn",
         role="status",
     )
-    return _document(
+    return document(
         f"{title} · {frame.realm}",
         el("a", "Skip to content", href="#content", class_="skip"),
         head,
@@ -75,14 +75,15 @@ def page(frame: Frame, path: str, title: str, *content: Child, notice: str = "")
 
 def bare_page(title: str, *content: Child) -> Markup:
     """Return a page outside a session."""
-    return _document(title, el("main", el("h1", title), *content, id="content", class_="bare"))
+    return document(title, el("main", el("h1", title), *content, id="content", class_="bare"))
 
 
 def _token(frame: Frame) -> Markup:
     return el("input", type="hidden", name="form_token", value=frame.form_token)
 
 
-def _document(title: str, *body: Child) -> Markup:
+def document(title: str, *body: Child, has_script: bool = True) -> Markup:
+    """Return a whole page around `body`."""
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -92,6 +93,6 @@ def _document(title: str, *body: Child) -> Markup:
         el("title", title),
         el("link", rel="stylesheet", href="/static/style.css"),
         el("link", rel="icon", href="/static/icon.svg", type="image/svg+xml"),
-        el("script", src="/static/live.js", defer=True),
+        el("script", src="/static/live.js", defer=True) if has_script else None,
     )
     return join(Markup("<!doctype html>\n"), el("html", head, el("body", *body), lang="en"))

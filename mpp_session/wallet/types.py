@@ -156,6 +156,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What is unusual about this ask for this agent, in words; empty for nothing."""
     approved: int | None = None
     """A valid approval of these exact terms allows this much; None if there is none."""
+    approved_raise: bool = False
+    """Whether that approval was asked for, and given, to go beyond an envelope."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +172,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     asked: int | None = None
     allowed: int | None = None
     left: int | None = None
-    """The smallest rest of all caps after this ask, where it is allowed."""
+    """The smallest rest of all caps after this ask, where it is allowed or people are asked."""
     retry_at: float | None = None
     policy_revision: int
     counters: tuple[Counter, ...] = ()

@@ -7,8 +7,9 @@ import msgspec
 from channel.types import Address, TokenUnit
 from mpp_session.agent.amounts import BASE_UNITS
 from mpp_session.wallet.approvals.record import Scope
+from mpp_session.wallet.policy import WalletPolicy
 
-__all__ = ["ApprovalRules", "Supervisor"]
+__all__ = ["ApprovalRules", "Supervisor", "rules_of"]
 
 
 class Supervisor(msgspec.Struct, frozen=True):
@@ -44,3 +45,27 @@ class ApprovalRules(msgspec.Struct, frozen=True, kw_only=True):
     def unit(self, chain_id: int, token: Address) -> TokenUnit:
         """Return how amounts of a token are written."""
         return self.units.get((chain_id, token), BASE_UNITS)
+
+
+def rules_of(policy: WalletPolicy, *, people: frozenset[str] = frozenset()) -> ApprovalRules:
+    """Return what a policy says about approvals; `people` are those who may answer."""
+    places = {alias: (token.chain, token.address) for alias, token in policy.tokens.items()}
+    approval = policy.approval
+    return ApprovalRules(
+        policy_revision=policy.revision,
+        policy_hash=policy.hash,
+        timeout_s=approval.timeout_s,
+        quorum=approval.quorum,
+        people=people,
+        scope_max=approval.scope_max,
+        pending_max=approval.pending_max,
+        supervisors={
+            name: Supervisor(
+                may_approve=frozenset(agent.may_approve),
+                approve_max={places[alias]: most for alias, most in agent.approve_max.items()},
+            )
+            for name, agent in policy.agents.items()
+            if agent.may_approve
+        },
+        units={places[alias]: token.unit for alias, token in policy.tokens.items()},
+    )

@@ -40,6 +40,7 @@ __all__ = ["Evaluation", "counters_for", "decide", "evaluate"]
 
 _NOTHING: Final = Snapshot()
 _NAMED: Final = 3
+_RAISES: Final = frozenset({Code.ENVELOPE_EXCEEDED, Code.LOCKED_EXCEEDED})
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,9 +170,10 @@ def _decide(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Foun
         refused = _refuse_state(policy, facts.ask, snapshot)
     if refused is not None:
         return refused
-    question = next(_questions(policy, facts, snapshot, found), None)
-    if question is not None and not _is_approved(facts.ask, snapshot):
-        return _ask_people(policy, question)
+    questions = _questions(policy, facts, snapshot, found)
+    question = next((q for q in questions if not _is_approved(q, facts.ask, snapshot)), None)
+    if question is not None:
+        return _ask_people(policy, facts, found, question)
     return _allow(policy, facts, snapshot, found)
 
 
@@ -395,11 +397,17 @@ def _amount_questions(policy: WalletPolicy, facts: Facts) -> Iterator[_Question]
         )
 
 
-def _is_approved(ask: Ask, snapshot: Snapshot) -> bool:
+def _is_approved(question: _Question, ask: Ask, snapshot: Snapshot) -> bool:
+    """Whether an approval answers a question: only one for a raise says that an envelope may end.
+
+    Who approved anything else was shown what is left, and may have refused without it.
+    """
+    if question.code in _RAISES and not snapshot.approved_raise:
+        return False
     return snapshot.approved is not None and snapshot.approved >= ask.amount
 
 
-def _ask_people(policy: WalletPolicy, question: _Question) -> Decision:
+def _ask_people(policy: WalletPolicy, facts: Facts, found: _Found, question: _Question) -> Decision:
     return Decision(
         action="ask",
         code=question.code,
@@ -409,27 +417,38 @@ def _ask_people(policy: WalletPolicy, question: _Question) -> Decision:
         asked=question.asked,
         allowed=question.allowed,
         retry_at=question.retry_at,
+        left=_left(found),
         policy_revision=policy.revision,
+        envelopes=_envelopes(policy, facts),
     )
+
+
+def _left(found: _Found) -> int | None:
+    """Return the smallest rest of all caps after this ask."""
+    rests = [max(0, check.left - check.asked) for check in found.checks if check.unit is not None]
+    return min(rests, default=None)
+
+
+def _envelopes(policy: WalletPolicy, facts: Facts) -> tuple[str, ...]:
+    """Return what the ask is booked to."""
+    envelopes = policy.envelopes_of(facts.ask.agent, facts.token.alias)
+    return tuple(envelope.name for envelope in envelopes)
 
 
 def _allow(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Found) -> Decision:
     warnings = [words for check in found.checks if (words := check.warning()) is not None]
     if snapshot.finding and policy.anomaly.action != "pause":
         warnings.append(f"unusual for {facts.ask.agent}: {shown(snapshot.finding)}")
-    rests = [max(0, check.left - check.asked) for check in found.checks if check.unit is not None]
     rule = found.granting[0].name if found.granting else ""
     return Decision(
         action="allow",
         code=Code.ALLOWED,
         reason=f"rule {rule} allows this" if rule else "an approval allows this",
         rule=rule,
-        left=min(rests, default=None),
+        left=_left(found),
         policy_revision=policy.revision,
         counters=_counters(found.checks),
-        envelopes=tuple(
-            envelope.name for envelope in policy.envelopes_of(facts.ask.agent, facts.token.alias)
-        ),
+        envelopes=_envelopes(policy, facts),
         warnings=tuple(warnings),
     )
 

@@ -11,22 +11,22 @@ SELECT * FROM approval WHERE id = :id;
 
 -- load_by_state --
 -- All records of a state, oldest first.
-SELECT * FROM approval WHERE state = :state ORDER BY created_at, id;
+SELECT * FROM approval WHERE state = :state ORDER BY created_at, rowid;
 
 -- load_recent --
 -- The newest records.
-SELECT * FROM approval ORDER BY created_at DESC, id DESC LIMIT :count;
+SELECT * FROM approval ORDER BY created_at DESC, rowid DESC LIMIT :count;
 
 -- load_usable --
 -- What may cover an ask of an agent: what is approved, and what its request has begun to use.
 SELECT * FROM approval
 WHERE agent = :agent
   AND (state = 'approved' OR (state = 'used' AND used_by_request = :request_id))
-ORDER BY created_at, id;
+ORDER BY created_at, rowid;
 
 -- load_same --
 -- What was asked about the same subject.
-SELECT * FROM approval WHERE subject_hash = :subject_hash ORDER BY created_at, id;
+SELECT * FROM approval WHERE subject_hash = :subject_hash ORDER BY created_at, rowid;
 
 -- count_pending --
 -- How many questions of an agent wait, and until when the first of them does.
@@ -35,7 +35,7 @@ WHERE agent = :agent AND state = 'pending';
 
 -- load_open --
 -- What can still be answered or used.
-SELECT * FROM approval WHERE state IN ('pending', 'approved') ORDER BY created_at, id;
+SELECT * FROM approval WHERE state IN ('pending', 'approved') ORDER BY created_at, rowid;
 
 -- change --
 -- Everything about a record that may change.

@@ -43,10 +43,6 @@ class WalletFile:
             raise
         return result
 
-    async def transact(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        """Do the same, as `PaymentStore.transact` does it."""
-        return self.run(change)
-
     def close(self) -> None:
         """Close the file."""
         self._db.close()

@@ -374,10 +374,12 @@ def test_a_soft_envelope_is_exceeded_by_approval_and_a_hard_parent_is_not() -> N
     held = decide(of, one, Snapshot(sums=full))
     assert (held.action, held.code) == ("ask", Code.ENVELOPE_EXCEEDED)
     assert (held.asked, held.allowed) == (10_000_000, 5_000_000)
-    allowed = decide(of, one, Snapshot(sums=full, approved=10_000_000))
+    for_another_reason = Snapshot(sums=full, approved=10_000_000)
+    assert decide(of, one, for_another_reason) == held, "who approved was not asked for a raise"
+    allowed = decide(of, one, replace(for_another_reason, approved_raise=True))
     assert (allowed.action, allowed.left) == ("allow", 0)
     fuller = dict.fromkeys(full, 495_000_000)
-    refused = decide(of, one, Snapshot(sums=fuller, approved=10_000_000))
+    refused = decide(of, one, Snapshot(sums=fuller, approved=10**9, approved_raise=True))
     assert (refused.action, refused.field) == ("deny", "envelope.company.amount")
     again = ask(amount=0, request_total=10_000_000)
     assert decide(of, again, Snapshot(sums=fuller)).action == "allow", "it adds nothing"
