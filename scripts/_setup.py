@@ -48,6 +48,7 @@ GROUPS = {
     "run": ("environment", "build", "run", "project", "anvil"),
     "test": ("environment", "build", "test", "project", "contracts", "demo", "model", "foreign"),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
+    "rails": ("environment", "build", "test", "project", "anvil", "foreign"),
     "bench": ("environment", "build", "test", "project", "contracts", "bench"),
     "docs": ("docs",),  # touches no `.venv`: one that is out of date stays as it is
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ["PACKAGES", "build", "find_faults", "names_in"]
 
 PACKAGES = ("channel", "settlement", "mpp_session")
-SHIPPED = {".py", ".sql", ".json", ".typed", ".css", ".js", ".svg"}
+SHIPPED = {".py", ".sql", ".json", ".typed", ".css", ".js", ".mjs", ".svg"}
 """What a package is made of: modules, queries and migrations, contracts, the mark of its types."""
 
 

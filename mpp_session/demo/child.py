@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,14 +40,20 @@ class Child:
 
 @contextlib.asynccontextmanager
 async def run_child(
-    name: str, command: Sequence[str], *, log: Path, ready: str, timeout_s: float = 30.0
+    name: str,
+    command: Sequence[str],
+    *,
+    log: Path,
+    ready: str,
+    timeout_s: float = 30.0,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Child]:
     """Start a program, wait until it prints a line that matches `ready`, end it with the context.
 
     Its output and its log go to two files. A pipe that is not read would block it after 64 KiB, and
     in one file a log line could interrupt the announcement, or look like one. Its standard input is
     a pipe from this process, which closes when this process ends, kill -9 included; the programs
-    started here stop then.
+    started here stop then. Its environment is this process's unless `env` is given.
 
     Raises:
         ChildError: It ended or printed nothing in time. The error has the end of its output and
@@ -58,7 +64,7 @@ async def run_child(
         await asyncio.to_thread(log.open, "wb") as errors,
     ):
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=errors
+            *command, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=errors, env=env
         )
     try:
         yield Child(name, process, log, await _until_ready(name, process, log, ready, timeout_s))

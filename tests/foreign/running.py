@@ -1,8 +1,9 @@
 """Programs of others that a test runs: npm packages beside this file, each in one node process.
 
-A new client is a function in `clients.mjs` and its package in `package.json`; `scripts/lock`
-locks it and `scripts/test` installs it. A Python client goes into the group `test` of
-`pyproject.toml`, or, where it does not fit there, into an environment of its own.
+A new client is a function in `clients.mjs`, or in `mpp_session/demo/payers.mjs` if it pays, and its
+package in `package.json`; `scripts/lock` locks it and `scripts/test` installs it. A Python client
+goes into the group `test` of `pyproject.toml`, or, where it does not fit there, into an environment
+of its own.
 """
 
 import asyncio
@@ -13,12 +14,12 @@ from typing import Any
 
 import msgspec
 
+from mpp_session.demo.clients import Answer, PayerTerms, pay, prepare
 from tests.waiting import PATIENCE_S
 
-__all__ = ["Paid", "Said", "ask_clients", "check_discovery", "pay_by_clients", "pay_tempo"]
+__all__ = ["Said", "ask_clients", "check_discovery", "pay_by_npm", "pay_tempo"]
 
 _PROGRAM = Path(__file__).with_name("clients.mjs")
-_PAYERS = Path(__file__).with_name("payers.mjs")
 _TEMPO = Path(__file__).with_name("tempo.mjs")
 _CHECKERS = Path(__file__).with_name("discovery.mjs")
 
@@ -34,20 +35,10 @@ class Said(msgspec.Struct):
     """Or what it raised: `name`, `message`, and `status` or `statusCode` where it has one."""
 
 
-class Paid(Said):
-    """What a client that can pay got for its money."""
-
-    status: int = 0
-    receipt: str | None = None
-    """Its `Payment-Receipt`."""
-    response: str | None = None
-    """Its `PAYMENT-RESPONSE`."""
-
-
-async def pay_by_clients(url: str, *names: str, **variables: str) -> dict[str, Paid]:
-    """Let the named clients of `payers.mjs` pay for `url`; the variables name key and token."""
-    lines = await _run(_PAYERS, url, *names, **variables)
-    return {one.client: one for one in (msgspec.json.decode(line, type=Paid) for line in lines)}
+async def pay_by_npm(folder: Path, name: str, url: str, terms: PayerTerms) -> Answer:
+    """Let a client of the demo's `payers.mjs` pay for `url`."""
+    commands = await prepare(folder, progress=print)
+    return await pay(commands[True], name, url, terms)
 
 
 async def ask_clients(url: str, *names: str) -> dict[str, Said]:

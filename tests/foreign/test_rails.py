@@ -20,9 +20,10 @@ from x402.mechanisms.evm.exact import ExactEvmClientScheme
 
 from channel.types import TxHash
 from channel.wire.encoding import format_checksum_address
+from mpp_session.demo.clients import Answer, PayerTerms
 from mpp_session.testing.chain import TestChain
 from tests.e2e.charging import JOKE, PRICE, Shop, open_shop
-from tests.foreign.running import Paid, pay_by_clients
+from tests.foreign.running import pay_by_npm
 
 GAS_MAX = 100_000
 """As docs/guide/rails.md says."""
@@ -101,18 +102,20 @@ def by_x402(shop: Shop) -> httpx.AsyncClient:
     return wrapHttpxWithPayment(client.register("eip155:*", ExactEvmClientScheme(signer)))
 
 
-async def by_npm(shop: Shop, name: str) -> Paid:
+async def by_npm(shop: Shop, folder: Path, name: str) -> Answer:
     values = shop.chain.values
-    paid = await pay_by_clients(
-        shop.url.rstrip("/") + JOKE,
+    return await pay_by_npm(
+        folder,
         name,
-        PAYER_KEY=key_of(shop),
-        TOKEN=format_checksum_address(values.token),
-        TOKEN_NAME=TOKEN["name"],
-        TOKEN_VERSION=TOKEN["version"],
-        CHAIN_ID=str(values.chain_id),
+        shop.url.rstrip("/") + JOKE,
+        PayerTerms(
+            key=key_of(shop),
+            chain_id=values.chain_id,
+            token=format_checksum_address(values.token),
+            token_name=TOKEN["name"],
+            token_version=TOKEN["version"],
+        ),
     )
-    return paid[name]
 
 
 async def refuse_replay(shop: Shop) -> None:
@@ -150,17 +153,17 @@ async def test_the_python_client_of_x402_pays_exactly(shop: Shop) -> None:
     await refuse_replay(shop)
 
 
-async def test_mppx_pays_a_charge(shop: Shop) -> None:
+async def test_mppx_pays_a_charge(shop: Shop, tmp_path: Path) -> None:
     async with Till(shop):
-        paid = await by_npm(shop, "mppx")
-        assert (paid.error, paid.status, paid.text) == (None, 200, "joke 1")
+        paid = await by_npm(shop, tmp_path, "mppx")
+        assert (paid.error, paid.status, paid.text) == ("", 200, "joke 1")
         assert read_receipt(paid.receipt)["status"] == "success"
     await refuse_replay(shop)
 
 
-async def test_the_npm_client_of_x402_pays_exactly(shop: Shop) -> None:
+async def test_the_npm_client_of_x402_pays_exactly(shop: Shop, tmp_path: Path) -> None:
     async with Till(shop):
-        paid = await by_npm(shop, "x402")
-        assert (paid.error, paid.status, paid.text) == (None, 200, "joke 1")
+        paid = await by_npm(shop, tmp_path, "x402-npm")
+        assert (paid.error, paid.status, paid.text) == ("", 200, "joke 1")
         assert read_response(paid.response)["success"] is True
     await refuse_replay(shop)
