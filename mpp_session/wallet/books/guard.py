@@ -31,6 +31,7 @@ from mpp_session.wallet.books.asks import (
 )
 from mpp_session.wallet.books.parts import (
     ApprovalsPart,
+    ApprovedLike,
     CountersFor,
     Decide,
     PolicyLike,
@@ -122,7 +123,7 @@ class Desk:
         snapshot = self._snapshot(db, ask, sums, None)
         approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
         if approved is not None:
-            snapshot = replace(snapshot, approved=approved.amount)
+            snapshot = _with(approved, snapshot)
         return snapshot, self._decide(self.policy, ask, snapshot)
 
     def refuse(self, db: sqlite3.Connection, refused: RefusedError) -> AgentError:
@@ -182,7 +183,7 @@ class Desk:
         approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
         if approved is None:
             return decision, sums, ""
-        decision = self._decide(self.policy, ask, replace(snapshot, approved=approved.amount))
+        decision = self._decide(self.policy, ask, _with(approved, snapshot))
         used = None
         if decision.action == "allow":
             used = self._approvals.use(db, ask, ask.at)
@@ -371,6 +372,10 @@ def _add_channel(
             "opened_at": ask.at,
         },
     ).lastrowid
+
+
+def _with(approved: ApprovedLike, snapshot: Snapshot) -> Snapshot:
+    return replace(snapshot, approved=approved.amount, approved_raise=approved.is_raise)
 
 
 def _firsts(ask: Ask) -> tuple[str, str, str]:

@@ -95,6 +95,10 @@ class ApprovedLike(Protocol):
     def amount(self) -> int:
         """The most that the ask may be for."""
 
+    @property
+    def is_raise(self) -> bool:
+        """Whether it was asked for, and given, to go beyond an envelope."""
+
 
 class ApprovalsPart(Protocol):
     """What people and supervisors are asked."""

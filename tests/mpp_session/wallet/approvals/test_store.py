@@ -91,6 +91,21 @@ def test_an_approval_is_for_the_terms_that_were_shown(desk: Desk, field: str, va
     assert desk.pay() is None
 
 
+def test_a_payment_that_fails_afterwards_uses_nothing(desk: Desk) -> None:
+    name = desk.ask()
+    desk.decide(name)
+
+    def fail(db: sqlite3.Connection) -> None:
+        assert desk.approvals.use(db, ask_of(), NOW) == name
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        desk.file.run(fail)
+    desk.file.reopen()
+    assert desk.get(name).state == State.APPROVED
+    assert desk.pay() == name
+
+
 def test_two_questions_that_wait_get_their_own_answers(desk: Desk) -> None:
     """LangGraph #6533: resume values went to the wrong interrupt."""
     first, second = desk.ask(), desk.ask(ask_of(path="/extract"))
