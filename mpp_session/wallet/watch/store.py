@@ -1,0 +1,253 @@
+"""Profiles and breakers in the wallet's file: one row for an agent and origin, of fixed size.
+
+Every method runs inside a transaction that the caller opened. Profiles are kept decoded beside the
+bytes of their row, and read again when the row has other bytes: a change that was rolled back
+leaves nothing.
+"""
+
+import hashlib
+import sqlite3
+import struct
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+import msgspec
+
+from channel.types import Address, TokenUnit
+from mpp_session.wallet.policy.compiled import WalletPolicy
+from mpp_session.wallet.types import Ask
+from mpp_session.wallet.watch.breaker import BreakerState, Outcome, note, open_until
+from mpp_session.wallet.watch.judge import Case, judge, learn
+from mpp_session.wallet.watch.observation import KEY_BYTES, Finding, Observation
+from mpp_session.wallet.watch.profile import Profile
+from mpp_session.wallet.watch.repeats import (
+    Repeats,
+    accept_repeats,
+    judge_repeats,
+    note_request,
+)
+from mpp_session.wallet.watch.words import money_in
+
+__all__ = ["SCHEMA", "Watch", "observe"]
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS watch_profile (
+    agent   TEXT NOT NULL,
+    origin  TEXT NOT NULL,
+    token   TEXT NOT NULL,
+    at      REAL NOT NULL,
+    profile BLOB NOT NULL,
+    PRIMARY KEY (agent, origin, token)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS watch_breaker (
+    agent  TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    at     REAL NOT NULL,
+    state  BLOB NOT NULL,
+    PRIMARY KEY (agent, origin)
+) STRICT, WITHOUT ROWID;
+"""
+"""The row without an origin is the agent's, over all origins."""
+ORIGINS_KEPT: Final = 1_000
+"""Of one agent; the one that was not paid for the longest time is forgotten."""
+CACHED: Final = 512
+"""Profiles that are kept decoded."""
+
+_LOAD: Final = "SELECT profile FROM watch_profile WHERE agent = ? AND origin = ? AND token = ?"
+_SAVE: Final = """
+INSERT INTO watch_profile (agent, origin, token, at, profile) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET at = excluded.at, profile = excluded.profile
+"""
+_LOAD_STATE: Final = "SELECT state FROM watch_breaker WHERE agent = ? AND origin = ?"
+_SAVE_STATE: Final = """
+INSERT INTO watch_breaker (agent, origin, at, state) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET at = excluded.at, state = excluded.state
+"""
+_FORGET: Final = """
+DELETE FROM {table} WHERE agent = ?1 AND origin <> '' AND at <=
+    (SELECT at FROM {table} WHERE agent = ?1
+     AND origin <> '' ORDER BY at DESC LIMIT 1 OFFSET {kept})
+"""
+
+
+class _State(msgspec.Struct, array_like=True, frozen=True):
+    breaker: BreakerState = BreakerState()
+    repeats: Repeats = Repeats()
+
+
+class _Pair(NamedTuple):
+    agent: Profile
+    origin: Profile
+    agent_key: tuple[str, str, str]
+    origin_key: tuple[str, str, str]
+    is_new: bool
+
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+_DECODE: Final = msgspec.msgpack.Decoder(_State).decode
+
+
+class Watch:
+    """Breakers and findings by a policy; assign `policy` when it changes."""
+
+    SCHEMA = SCHEMA
+
+    def __init__(self, policy: WalletPolicy) -> None:
+        self.policy = policy
+        self._cached: OrderedDict[tuple[str, str, str], tuple[bytes, Profile]] = OrderedDict()
+
+    def finding(self, db: sqlite3.Connection, ask: Ask) -> str:
+        """Return what is unusual about an ask, in one sentence; empty for nothing."""
+        finding = self._judge(db, ask, self._load_pair(db, ask))
+        return "" if finding is None else finding.text
+
+    def breaker(
+        self, db: sqlite3.Connection, agent: str, origin: str, now: float
+    ) -> tuple[str, float] | None:
+        """Return in words which breaker is open, and until when; None if none is."""
+        return open_until(self._load_state(db, agent, origin).breaker, now, self.policy.breaker)
+
+    def learn(self, db: sqlite3.Connection, ask: Ask, *, is_approved: bool = False) -> None:
+        """Learn from an ask that was allowed; call it for every one that adds an amount.
+
+        Args:
+            db: In the transaction that commits to the payment.
+            ask: It.
+            is_approved: Whether a person agreed to it: then it is normal from now on.
+        """
+        if ask.amount <= 0:
+            return
+        pair = self._load_pair(db, ask)
+        finding = self._judge(db, ask, pair)
+        if is_approved and finding is not None and finding.statistic == "repeat":
+            state = self._load_state(db, ask.agent, ask.origin)
+            repeats = accept_repeats(state.repeats, ask.at)
+            self._save_state(db, ask.agent, ask.origin, _State(state.breaker, repeats), ask.at)
+        for key in (pair.agent_key, pair.origin_key):
+            self._cached.pop(key, None)  # they change now, and the row may not
+        learn(self._case(ask, pair), self.policy.anomaly.warm_up, finding, is_approved=is_approved)
+        for key, profile in ((pair.agent_key, pair.agent), (pair.origin_key, pair.origin)):
+            data = profile.to_bytes()
+            db.execute(_SAVE, (*key, ask.at, data))
+            self._keep(key, data, profile)
+        if pair.is_new:
+            db.execute(_FORGET.format(table="watch_profile", kept=ORIGINS_KEPT), (ask.agent,))
+
+    def note_outcome(
+        self,
+        db: sqlite3.Connection,
+        *,
+        agent: str,
+        origin: str,
+        request_digest: bytes,
+        status: int,
+        paid: int,
+        at: float,
+    ) -> None:
+        """Count how a request ended.
+
+        Args:
+            db: In a transaction.
+            agent: Who asked for it.
+            origin: Who answered.
+            request_digest: Equal for equal requests: of method, URL and body.
+            status: Of the answer; 0 where there was none.
+            paid: What it was charged, or may have been, in base units; 0 is counted as free.
+            at: When it ended.
+        """
+        state = self._load_state(db, agent, origin)
+        digest = hashlib.sha256(request_digest).digest()[:KEY_BYTES]
+        outcome = Outcome(at=at, digest=digest, status=status, paid=paid)
+        if not outcome.events():
+            return
+        repeats = state.repeats
+        if paid > 0:
+            repeats = note_request(repeats, digest, at, self.policy.anomaly.warm_up)
+        breaker = note(state.breaker, outcome, self.policy.breaker)
+        self._save_state(db, agent, origin, _State(breaker, repeats), at)
+        if not state.repeats.requests:
+            db.execute(_FORGET.format(table="watch_breaker", kept=ORIGINS_KEPT), (agent,))
+
+    def profiles(self, db: sqlite3.Connection, ask: Ask) -> tuple[Profile, Profile]:
+        """Return what is known of an ask's agent, and of it at the ask's origin."""
+        pair = self._load_pair(db, ask)
+        return pair.agent, pair.origin
+
+    def _judge(self, db: sqlite3.Connection, ask: Ask, pair: _Pair) -> Finding | None:
+        warm_up = self.policy.anomaly.warm_up
+        found = judge(self._case(ask, pair), warm_up)
+        if found is None and ask.is_first:
+            state = self._load_state(db, ask.agent, ask.origin)
+            found = judge_repeats(state.repeats, warm_up, ask.origin)
+        return found
+
+    def _case(self, ask: Ask, pair: _Pair) -> Case:
+        token = self.policy.token_of(ask.chain_id, ask.token)
+        money = money_in(TokenUnit("base units", 0) if token is None else token.unit)
+        return Case(pair.agent, pair.origin, observe(ask), money, ask.origin)
+
+    def _load_pair(self, db: sqlite3.Connection, ask: Ask) -> _Pair:
+        token = token_key(ask.chain_id, ask.token)
+        agent_key, origin_key = (ask.agent, "", token), (ask.agent, ask.origin, token)
+        agent, origin = self._load(db, agent_key), self._load(db, origin_key)
+        return _Pair(agent or Profile(), origin or Profile(), agent_key, origin_key, origin is None)
+
+    def _load(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> Profile | None:
+        row = db.execute(_LOAD, key).fetchone()
+        if row is None:
+            return None
+        data: bytes = row[0]
+        cached = self._cached.pop(key, None)
+        if cached is None or cached[0] != data:
+            cached = (data, read_profile(data))
+        self._keep(key, *cached)
+        return cached[1]
+
+    def _keep(self, key: tuple[str, str, str], data: bytes, profile: Profile) -> None:
+        self._cached[key] = data, profile
+        self._cached.move_to_end(key)
+        if len(self._cached) > CACHED:
+            self._cached.popitem(last=False)
+
+    def _load_state(self, db: sqlite3.Connection, agent: str, origin: str) -> _State:
+        row = db.execute(_LOAD_STATE, (agent, origin)).fetchone()
+        if row is None:
+            return _State()
+        try:
+            return _DECODE(row[0])
+        except msgspec.DecodeError:
+            return _State()  # of another version: it counts anew
+
+    def _save_state(
+        self, db: sqlite3.Connection, agent: str, origin: str, state: _State, at: float
+    ) -> None:
+        db.execute(_SAVE_STATE, (agent, origin, at, _ENCODE(state)))
+
+
+def read_profile(data: bytes) -> Profile:
+    """Return a row's profile; a new one, which warms up, where the bytes are not understood."""
+    try:
+        return Profile.from_bytes(data)
+    except (msgspec.DecodeError, struct.error, ValueError):
+        return Profile()
+
+
+def token_key(chain_id: int, token: Address) -> str:
+    """Return how a row names a token: amounts of different ones are not compared."""
+    return f"{chain_id}:0x{token.hex()}"
+
+
+def observe(ask: Ask) -> Observation:
+    """Return an ask as profiles see it."""
+    rates = () if ask.tariff is None else ask.tariff.rates
+    return Observation(
+        at=ask.at,
+        is_deposit=ask.kind == "deposit",
+        is_charge=ask.kind == "charge",
+        amount=ask.amount,
+        total=ask.total if ask.kind == "deposit" else ask.request_total,
+        is_first=ask.is_first,
+        request=hashlib.sha256(ask.request_id.encode()).digest()[:KEY_BYTES],
+        payee=ask.recipient[-KEY_BYTES:],
+        prices=tuple((rate.kind, rate.amount / rate.per) for rate in rates if rate.amount),
+    )
