@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ from mpp_session.wallet.books.parts import (
     WatchPart,
 )
 from mpp_session.wallet.books.sums import QUERIES, SCHEMA, Sum, prepare, unpack
+from mpp_session.wallet.policy import counters_for, decide
 from mpp_session.wallet.types import Ask, Counter, Decision, Snapshot
 
 __all__ = ["AgentState", "BudgetState", "ChannelToClose", "Release", "Stop", "WalletBooks"]
@@ -115,8 +116,8 @@ class WalletBooks:
         path: Path | str,
         policy: PolicyLike,
         *,
-        decide: Decide,
-        counters_for: CountersFor,
+        decide: Decide = decide,
+        counters_for: CountersFor = counters_for,
         trail: TrailPart | None = None,
         approvals: ApprovalsPart | None = None,
         watch: WatchPart | None = None,
@@ -245,7 +246,7 @@ class WalletBooks:
             by: Who revokes.
 
         Raises:
-            ConfigError: The scope is malformed, or the policy does not know the agent.
+            ConfigError: The scope is malformed, or the policy does not know the name.
         """
         scope = self._scope(scope, ("agent", "rule"))
         if scope == "all":
@@ -341,11 +342,14 @@ class WalletBooks:
         if kind not in kinds or not name:
             expected = ", ".join(f"`{kind} NAME`" for kind in kinds)
             raise ConfigError(f"expected `all`, {expected}, found {text[:100]!r}")
-        known = {"agent": self.policy.agents, "envelope": self.policy.envelopes}.get(kind)
-        if known is not None and name not in known:
-            raise ConfigError(
-                f"the policy has no {kind} {name[:100]!r}; it has {', '.join(known) or 'none'}"
-            )
+        known: dict[str, Collection[str]] = {
+            "agent": self.policy.agents,
+            "envelope": self.policy.envelopes,
+            "rule": [rule.name for rule in self.policy.rules],
+        }
+        if kind in known and name not in known[kind]:
+            has = ", ".join(known[kind]) or "none"
+            raise ConfigError(f"the policy has no {kind} {name[:100]!r}; it has {has}")
         return scope
 
     def _budgets(self, db: sqlite3.Connection, now: float) -> list[BudgetState]:

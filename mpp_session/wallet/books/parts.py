@@ -18,6 +18,7 @@ __all__ = [
     "NoTrail",
     "NoWatch",
     "PolicyLike",
+    "RuleLike",
     "TrailPart",
     "WatchPart",
 ]
@@ -51,6 +52,14 @@ class EnvelopeLike(Protocol):
         """The most that may lie in deposits."""
 
 
+class RuleLike(Protocol):
+    """A rule of the policy."""
+
+    @property
+    def name(self) -> str:
+        """By which it can be revoked."""
+
+
 class PolicyLike(Protocol):
     """What the books read of a policy themselves; the rest is for `Decide`."""
 
@@ -69,6 +78,10 @@ class PolicyLike(Protocol):
     @property
     def envelopes(self) -> Mapping[str, EnvelopeLike]:
         """By name."""
+
+    @property
+    def rules(self) -> Sequence[RuleLike]:
+        """All of them."""
 
 
 Decide = Callable[[Any, Ask, Snapshot], Decision]

@@ -3,6 +3,7 @@
 Budgets in a tree, freezes, revocations and expiry; the whole policy is tested in its own place.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -46,12 +47,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     envelopes: Mapping[str, Envelope]
     agents: Mapping[str, Agent]
     revision: int = 1
+    rules: tuple[()] = ()
     asks_for: frozenset[str] = frozenset()
     """Kinds that a person must approve."""
 
     @property
     def hash(self) -> str:
-        return str(hash(msgspec.json.encode(self)))
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
     def envelopes_of(self, agent: str) -> tuple[str, ...]:
         found: list[str] = []
