@@ -1,6 +1,7 @@
 """A policy small enough to be seen at a glance, and money to be asked for under it.
 
-Budgets in a tree, freezes, revocations and expiry; the whole policy is tested in its own place.
+Budgets in a tree, freezes, revocations and expiry; the whole policy is tested in its own place. It
+imports no test, since a child process of a test starts with it.
 """
 
 import hashlib
@@ -14,16 +15,20 @@ from channel.client.policy.context import PaymentContext
 from channel.client.policy.policy import Offer
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
-from channel.types import ChannelId, ChannelKey
-from channel.wire.challenge import Challenge
+from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms
+from channel.wire.challenge import Challenge, SessionRequest
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot, WalletRequest
-from tests.channel.client.provider import CHAIN_ID, ESCROW, NOW, session_request
-from tests.channel.client.store.test_record import account_of
 
 FREE = Budget(origin_max=2**120, window_s=3_600)
 UNBOUND = LockedBudget(2**120, 2**120)
-ORIGIN = account_of().origin
+ORIGIN = "https://api.example:443"
+NOW = 1_750_000_000.0
+CHAIN_ID = 31337
+ESCROW = Address(b"\xe5" * 20)
+TOKEN = Address(b"\x70" * 20)
+PAYEE = Address(b"\xbe" * 20)
+TERMS = ChannelTerms(Address(b"\xea" * 20), PAYEE, TOKEN, ZERO_ADDRESS)
 HOUR_S = 3_600
 USDC = "usdc"
 Answer = tuple[Literal["allow", "ask", "deny"], Code]
@@ -121,7 +126,15 @@ async def open_books(path: Any, policy: Policy, **options: Any) -> WalletBooks:
 
 OFFER = Offer(
     Challenge(id="one", realm="api.example", method="evm", intent="session", request="e30"),
-    session_request(),
+    SessionRequest(
+        unit_price=10,
+        currency=TOKEN,
+        recipient=PAYEE,
+        chain_id=CHAIN_ID,
+        escrow=ESCROW,
+        unit_type="request",
+        credential_types=("hash",),
+    ),
 )
 
 
@@ -144,7 +157,16 @@ def key_of(number: int) -> ChannelKey:
 
 
 async def deposit(view: PaymentStore, number: int, amount: int, **options: Any) -> ChannelRecord:
-    record = account_of(key=key_of(number), deposit=amount, state="opening")
+    record = ChannelRecord(
+        key=key_of(number),
+        origin=ORIGIN,
+        url="https://api.example/joke",
+        terms=TERMS,
+        salt=b"\x05" * 32,
+        state="opening",
+        deposit=amount,
+        opened_at=int(NOW),
+    )
     await view.add(record, channels_max=10**6, locked=UNBOUND, context=context_of(**options))
     return record
 

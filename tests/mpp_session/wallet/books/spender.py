@@ -16,9 +16,9 @@ from pathlib import Path
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import PolicyRefusedError
 from mpp_session.wallet.audit.trail import Trail
-from tests.channel.client.provider import NOW
 from tests.mpp_session.wallet.books.small_policy import (
     FREE,
+    NOW,
     Agent,
     Envelope,
     Policy,

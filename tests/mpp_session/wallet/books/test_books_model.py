@@ -23,11 +23,11 @@ from hypothesis.stateful import (
 from msgspec.structs import replace
 
 from channel.errors import ConfigError, PolicyRefusedError
-from tests.channel.client.provider import NOW
 from tests.channel.client.store.test_sqlite import charge_of
 from tests.mpp_session.wallet.books.small_policy import (
     FREE,
     HOUR_S,
+    NOW,
     UNBOUND,
     Agent,
     Envelope,

@@ -20,8 +20,7 @@ import pytest
 
 from channel.errors import StoreError
 from mpp_session.wallet.audit.trail import Trail
-from tests.channel.client.provider import NOW
-from tests.mpp_session.wallet.books.small_policy import open_books
+from tests.mpp_session.wallet.books.small_policy import NOW, open_books
 from tests.mpp_session.wallet.books.spender import AGENTS, BUDGET, POLICY, WANTED
 from tests.waiting import PATIENCE_S
 
