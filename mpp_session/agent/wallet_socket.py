@@ -61,6 +61,7 @@ from mpp_session.agent.wallet_wire import (
     format_purpose,
     parse_hop,
     parse_wallet,
+    unpack_channel,
 )
 
 __all__ = ["WalletPayments", "WalletTransport", "connect_wallet"]
@@ -213,6 +214,7 @@ class WalletTransport(PayingTransport):
                 name: value for name, value in request.extensions.items() if name == "timeout"
             },
         )
+        sent.headers["Host"] = "wallet"
         sent.headers[TARGET] = str(request.url.copy_with(fragment=None))
         purpose = merge_purpose(request.extensions.get(PURPOSE), attached_purpose(), self._default)
         if purpose != Purpose():
@@ -270,7 +272,7 @@ class WalletPayments(Payments):
 
     async def channels(self) -> list[ChannelRecord]:
         """Return every channel of this agent, oldest first, without signatures."""
-        return await self._line.ask("GET", f"{PAYMENTS}/channels", list[ChannelRecord])
+        return _channels(await self._line.ask("GET", f"{PAYMENTS}/channels", list[object]))
 
     async def charges(self) -> list[ChargeRecord]:
         """Return every payment for one request, oldest first, without signatures."""
@@ -293,7 +295,7 @@ class WalletPayments(Payments):
     async def close(self, which: ChannelId | str | None = None) -> list[ChannelRecord]:
         """See `Payments.close`."""
         asked = Which(url=which) if isinstance(which, str) else Which(channel_id=which)
-        return await self._line.ask("POST", f"{PAYMENTS}/close", list[ChannelRecord], asked)
+        return _channels(await self._line.ask("POST", f"{PAYMENTS}/close", list[object], asked))
 
     async def request_close(self, which: ChannelId) -> ChannelRecord:
         """See `Payments.request_close`."""
@@ -311,7 +313,8 @@ class WalletPayments(Payments):
 
     async def _ask_of(self, what: str, which: ChannelId) -> ChannelRecord:
         asked = Which(channel_id=which)
-        return await self._line.ask("POST", f"{PAYMENTS}/{what}", ChannelRecord, asked)
+        found = await self._line.ask("POST", f"{PAYMENTS}/{what}", dict[str, object], asked)
+        return _channels([found])[0]
 
     async def budgets(self) -> list[BudgetLeft]:
         """Return what bounds this agent's payments, and what is used of it."""
@@ -402,6 +405,16 @@ def read_failure(raw: bytes, request: httpx.Request) -> MppSessionError | httpx.
             f"the wallet refuses in words that this version does not know ({error}): use the same "
             "version of mpp-session on both sides"
         )
+
+
+def _channels(packed: list[object]) -> list[ChannelRecord]:
+    try:
+        return [unpack_channel(one) for one in packed]
+    except msgspec.MsgspecError as error:
+        raise AgentError(
+            f"the wallet's channels cannot be read ({error}): use the same version of mpp-session "
+            "on both sides"
+        ) from error
 
 
 def _passed(headers: httpx.Headers) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import httpx
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, fields, replace
 
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
@@ -46,10 +46,12 @@ __all__ = [
     "Which",
     "format_hop",
     "format_purpose",
+    "hide_credential",
+    "pack_channel",
     "parse_hop",
     "parse_purpose",
     "parse_wallet",
-    "without_signatures",
+    "unpack_channel",
 ]
 
 PREFIX: Final = "wallet-"
@@ -72,7 +74,14 @@ FAILURES: Final = "/failures"
 _UNIX: Final = "unix:"
 
 _T = TypeVar("_T")
-_Record = TypeVar("_Record", ChannelRecord, ChargeRecord)
+
+_SIGNED: Final = frozenset({"opening", "top_up"})
+_Packed = msgspec.defstruct(
+    "PackedChannel",
+    [(one.name, one.type) for one in fields(ChannelRecord) if one.name not in _SIGNED],
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
 
 
 class WalletProblem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -229,13 +238,24 @@ def parse_hop(text: str) -> Hop:
     return _decode(text, Hop, HOP)
 
 
-def without_signatures(record: _Record) -> _Record:
-    """Return a record without what its payer signed: an agent has no use for it."""
-    if isinstance(record, ChargeRecord):
-        return replace(record, credential="")
-    locked = record.locked
-    goal = locked if record.top_up is not None else record.goal  # `locked` stays what it is
-    return replace(record, opening=None, top_up=None, goal=goal)
+def hide_credential(charge: ChargeRecord) -> ChargeRecord:
+    """Return a charge without what its payer signed: an agent has no use for it."""
+    return replace(charge, credential="")
+
+
+def pack_channel(record: ChannelRecord) -> object:
+    """Return a channel's record for JSON, without deposits that its payer signed.
+
+    `locked` stays what it is.
+    """
+    goal = record.goal if record.top_up is None else record.locked
+    values = asdict(replace(record, goal=goal))
+    return {name: value for name, value in values.items() if name not in _SIGNED}
+
+
+def unpack_channel(packed: object) -> ChannelRecord:
+    """Return a channel's record, or raise `msgspec.ValidationError`."""
+    return ChannelRecord(**asdict(msgspec.convert(packed, _Packed)))
 
 
 def _decode(text: str, kind: type[_T], name: str) -> _T:

@@ -30,6 +30,7 @@ from mpp_session.cli import (
     settle,
     spent,
     status,
+    wallet_process,
     withdraw,
 )
 from mpp_session.cli.output import print_error, report
@@ -72,6 +73,7 @@ for _group in (
     APP.command(_group.NAME)(_group.command)
 APP.add_typer(ledger.APP, name=ledger.NAME)
 APP.add_typer(prices.APP, name=prices.NAME)
+APP.add_typer(wallet_process.APP, name=wallet_process.NAME)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 -- typer calls it so

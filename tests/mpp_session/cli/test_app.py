@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 from mpp_session.cli.app import APP
 from mpp_session.cli.ledger import APP as LEDGER
 from mpp_session.cli.prices import APP as PRICES
+from mpp_session.cli.wallet_process import APP as WALLET
 from tests.mpp_session.cli.conftest import Run
 
 COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
 GROUPED = [
     f"{group} {info.name or info.callback.__name__}"
-    for group, app in (("ledger", LEDGER), ("prices", PRICES))
+    for group, app in (("ledger", LEDGER), ("prices", PRICES), ("wallet", WALLET))
     for info in app.registered_commands
     if info.callback
 ]
@@ -43,16 +44,29 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
     shown = start("--help")
     assert shown.returncode == 0
-    assert all(
-        re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, "ledger", "prices"]
-    )
+    groups = ["ledger", "prices", "wallet"]
+    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, *groups])
     assert sorted(GROUPED) == [
         *(f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")),
         *(f"prices {name}" for name in ("check", "import", "reload", "show")),
+        *(
+            f"wallet {name}"
+            for name in (
+                "agent-add",
+                "budgets",
+                "close",
+                "freeze",
+                "reload",
+                "revoke",
+                "run",
+                "status",
+                "unfreeze",
+            )
+        ),
     ]
 
 
-@pytest.mark.parametrize("group", [[], ["ledger"], ["prices"]])
+@pytest.mark.parametrize("group", [[], ["ledger"], ["prices"], ["wallet"]])
 def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
     run: Run, group: list[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""The wallet's process: a door for each agent, one for its owner, and the requests it makes."""

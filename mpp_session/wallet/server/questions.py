@@ -1,0 +1,159 @@
+"""What an agent may ask its wallet about itself: channels, quotes, budgets, approvals."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+import httpx
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from channel.errors import ChannelUnusableError, WireError
+from channel.limits import WALLET_QUESTION_BYTES_MAX, WALLET_WAIT_S_MAX
+from channel.types import ChannelId
+from mpp_session.agent.client import PayingClient
+from mpp_session.agent.wallet_wire import (
+    APPROVALS,
+    BUDGETS,
+    FAILURES,
+    PAYMENTS,
+    BudgetLeft,
+    QuoteRequest,
+    Which,
+    hide_credential,
+    pack_channel,
+)
+from mpp_session.wallet.server.answers import answer_json, problem_of
+from mpp_session.wallet.server.desk import Desk
+from mpp_session.wallet.server.forwarding import Forwarder, read_body
+from mpp_session.wallet.server.outgoing import passed_fields
+from mpp_session.wallet.server.parts import ApprovalQuestions, unknown_approval
+
+__all__ = ["Questions"]
+
+_CHANNEL_ID_BYTES: Final = 32
+
+_Value = TypeVar("_Value")
+_Handler = Callable[[Desk, Request], Awaitable[object]]
+
+
+class Questions:
+    """Answers every agent about its own payments, and about nothing else."""
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        budgets: Callable[[str], Awaitable[list[BudgetLeft]]],
+        approvals: ApprovalQuestions,
+    ) -> None:
+        self._forwarder = forwarder
+        self._budgets_of = budgets
+        self._approvals = approvals
+        self._exact: Mapping[tuple[str, str], _Handler] = {
+            ("GET", f"{PAYMENTS}/channels"): self._channels,
+            ("GET", f"{PAYMENTS}/charges"): self._charges,
+            ("GET", f"{PAYMENTS}/summary"): self._summary,
+            ("POST", f"{PAYMENTS}/quote"): self._quote,
+            ("POST", f"{PAYMENTS}/close"): self._close,
+            ("POST", f"{PAYMENTS}/request-close"): self._request_close,
+            ("POST", f"{PAYMENTS}/withdraw"): self._withdraw,
+            ("POST", f"{PAYMENTS}/opening"): self._opening,
+            ("GET", BUDGETS): self._budgets,
+        }
+        self._below: Mapping[str, _Handler] = {
+            APPROVALS: self._approval,
+            FAILURES: self._failure,
+        }
+
+    async def answer(self, desk: Desk, request: Request) -> Response | None:
+        """Return the answer; None where there is no such question.
+
+        Raises:
+            MppSessionError: What was asked for cannot be done.
+            httpx.RequestError: A server that it needs cannot be reached.
+        """
+        path = request.url.path
+        handler = self._exact.get((request.method, path))
+        if handler is None and request.method == "GET":
+            parent, _, last = path.rpartition("/")
+            handler = self._below.get(parent) if last else None
+        return None if handler is None else answer_json(await handler(desk, request))
+
+    async def _channels(self, desk: Desk, _: Request) -> object:
+        return [pack_channel(one) for one in await desk.store.records()]
+
+    async def _charges(self, desk: Desk, _: Request) -> object:
+        return [hide_credential(one) for one in await desk.store.charges()]
+
+    async def _summary(self, desk: Desk, _: Request) -> object:
+        return await desk.run(lambda client: client.payments.summary())
+
+    async def _quote(self, desk: Desk, request: Request) -> object:
+        asked = await _read(request, QuoteRequest)
+        url = self._forwarder.target(asked.url)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers]
+        fields = [pair for pair in passed_fields(raw) if pair[0] != "content-length"]
+        try:
+            made = httpx.Request(asked.method, url, headers=fields, content=asked.content or None)
+        except ValueError as error:
+            raise WireError(f"the request cannot be made: {error}") from error
+        return await desk.run(lambda client: client.payments.quote(made))
+
+    async def _close(self, desk: Desk, request: Request) -> object:
+        asked = await _read(request, Which)
+        which = _channel_id(asked) if asked.url is None and asked.channel_id else asked.url
+        closed = await desk.run(lambda client: client.payments.close(which))
+        return [pack_channel(one) for one in closed]
+
+    async def _request_close(self, desk: Desk, request: Request) -> object:
+        which = _channel_id(await _read(request, Which))
+        return pack_channel(await desk.run(lambda client: client.payments.request_close(which)))
+
+    async def _withdraw(self, desk: Desk, request: Request) -> object:
+        which = _channel_id(await _read(request, Which))
+        return pack_channel(await desk.run(lambda client: client.payments.withdraw(which)))
+
+    async def _opening(self, desk: Desk, request: Request) -> object:
+        which = _channel_id(await _read(request, Which))
+
+        async def find(client: PayingClient) -> object:
+            return await client.payments.find_opening(which)
+
+        return await desk.run(find)
+
+    async def _budgets(self, desk: Desk, _: Request) -> object:
+        return await self._budgets_of(desk.name)
+
+    async def _approval(self, desk: Desk, request: Request) -> object:
+        approval_id = request.url.path.rpartition("/")[2]
+        asked = request.query_params.get("wait", "0")
+        is_number = asked.isascii() and asked.isdigit() and len(asked) <= 6  # noqa: PLR2004
+        wait_s = min(int(asked), WALLET_WAIT_S_MAX) if is_number else 0
+        found = await self._approvals.state(desk.name, approval_id, wait_s=wait_s)
+        if found is None:
+            raise unknown_approval(approval_id)
+        return found
+
+    async def _failure(self, desk: Desk, request: Request) -> object:
+        found = desk.failure(request.url.path.rpartition("/")[2])
+        return None if found is None else problem_of(found)
+
+
+async def _read(request: Request, kind: type[_Value]) -> _Value:
+    """Return a question's body.
+
+    Raises:
+        WireError: It is too long, or cannot be read.
+    """
+    raw = await read_body(request.receive, WALLET_QUESTION_BYTES_MAX)
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"the question cannot be read: {error}") from error
+
+
+def _channel_id(asked: Which) -> ChannelId:
+    found = asked.channel_id
+    if found is None or len(found) != _CHANNEL_ID_BYTES:
+        raise ChannelUnusableError("expected a channel's id of 32 bytes")
+    return found

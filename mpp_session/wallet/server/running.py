@@ -1,0 +1,178 @@
+"""A wallet that runs: its policy, books, chains, and the agents' places."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+import msgspec
+
+from channel.client.funding.keys import OneKey, VoucherKeys
+from channel.client.funding.signer import AccountSigner
+from channel.client.store.record import ChannelRecord
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ConfigError, MppSessionError
+from mpp_session.agent.client import PayingClient, build_client
+from mpp_session.agent.wallet_wire import BudgetLeft
+from mpp_session.wallet.books.books import WalletBooks
+from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy
+from mpp_session.wallet.server.desk import Desk
+from settlement.escrow.payer import PayerAccount
+
+__all__ = ["Closed", "RunningWallet"]
+
+_log: Final = logging.getLogger(__name__)
+
+_TOGETHER: Final = 4
+"""Channels that are closed at a time."""
+
+
+class Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """A channel that was to be closed."""
+
+    agent: str
+    record: ChannelRecord | None = None
+    error: str = ""
+    """Why it is open still."""
+
+
+class RunningWallet:
+    """Everything that the doors share."""
+
+    def __init__(
+        self,
+        policy: WalletPolicy,
+        *,
+        policy_path: Path,
+        books: WalletBooks,
+        chains: Mapping[int, PayerAccount],
+        keys: VoucherKeys | None,
+    ) -> None:
+        """Serve the agents of a policy.
+
+        Args:
+            policy: In force now.
+            policy_path: Where `reload` reads the next one.
+            books: Hold the same policy.
+            chains: The paying accounts, one a chain of the policy's tokens.
+            keys: Sign the vouchers; None: the accounts do.
+        """
+        self.policy = policy
+        self.books = books
+        self.chains = chains
+        self._policy_path = policy_path
+        self._keys = keys
+        self._reloading = asyncio.Lock()
+        self.desks: dict[str, Desk] = {}
+        self._open_desks()
+
+    async def reload(self) -> WalletPolicy:
+        """Read the policy's file again and decide by it; what runs goes on under the new one.
+
+        The whole file is checked first: a mistake changes nothing.
+
+        Raises:
+            ConfigError: The file is not valid, older than the policy in force, or names a chain
+                for which the wallet has no node.
+        """
+        async with self._reloading:
+            policy = await asyncio.to_thread(load_policy, self._policy_path)
+            missing = {token.chain for token in policy.tokens.values()} - set(self.chains)
+            if missing:
+                raise ConfigError(
+                    f"the wallet has no node of chain {min(missing)}: start it again with one more "
+                    "--rpc-url"
+                )
+            for name, agent in policy.agents.items():
+                before = self.policy.agents.get(name)
+                if agent.uid != (None if before is None else before.uid):
+                    raise ConfigError(
+                        f"`uid` of the agent {name} is new, and its socket is opened at the "
+                        "start: start the wallet again"
+                    )
+            await self.books.reload(policy)
+            self.policy = policy
+            gone = [name for name in self.desks if name not in policy.agents]
+            for name in gone:
+                await self.desks.pop(name).end()
+            for desk in self.desks.values():
+                desk.renew()
+            self._open_desks()
+            _log.info("policy revision %d is in force", policy.revision)
+            return policy
+
+    async def budgets_of(self, agent: str) -> list[BudgetLeft]:
+        """Return the sums that bound an agent's payments."""
+        own = {envelope.name for envelope in self.policy.envelopes_of(agent)}
+        found = []
+        for state in await self.books.budgets():
+            if state.envelope in own:
+                found += [
+                    BudgetLeft(
+                        scope=state.scope,
+                        what="spent",
+                        used=state.spent,
+                        limit=state.amount,
+                        token=state.token,
+                        window_s=state.window_s,
+                    ),
+                    BudgetLeft(
+                        scope=state.scope,
+                        what="locked",
+                        used=state.locked,
+                        limit=state.locked_max,
+                        token=state.token,
+                    ),
+                ]
+        return found
+
+    async def close_stopped(self) -> list[Closed]:
+        """Close every channel of agents that are frozen, revoked, expired or gone."""
+        found = await self.books.channels_to_close()
+        gate = asyncio.Semaphore(_TOGETHER)
+        desks: dict[str, Desk] = {}
+
+        async def close(agent: str, record: ChannelRecord) -> Closed:
+            desk = self.desks.get(agent) or desks.setdefault(agent, self._open_desk(agent))
+            async with gate:
+                try:
+                    (ended,) = await desk.run(
+                        lambda client: client.payments.close(record.key.channel_id)
+                    )
+                except (MppSessionError, httpx.RequestError) as error:
+                    return Closed(agent=agent, record=record, error=str(error))
+                return Closed(agent=agent, record=ended)
+
+        try:
+            return list(await asyncio.gather(*(close(one.agent, one.record) for one in found)))
+        finally:
+            for desk in desks.values():
+                await desk.end()
+
+    async def end(self) -> None:
+        """End what runs for agents: streams end now, and what was signed is counted."""
+        await asyncio.gather(*(desk.end() for desk in self.desks.values()))
+
+    def _open_desks(self) -> None:
+        for name in self.policy.agents:
+            if name not in self.desks:
+                self.desks[name] = self._open_desk(name)
+
+    def _open_desk(self, name: str) -> Desk:
+        return Desk(name, self.books.view(name), self._make_client)
+
+    def _make_client(self, name: str, store: PaymentStore) -> PayingClient:
+        policy = client_policy(self.policy, name)
+        return build_client(
+            policy=policy,
+            keys=self._keys or self._account_keys(),
+            store=store,
+            chains=list(self.chains.values()),
+            management=httpx.AsyncHTTPTransport(),  # never behind the streams that wait for it
+            answers_refusals=False,
+        )
+
+    def _account_keys(self) -> VoucherKeys:
+        return OneKey(AccountSigner(next(iter(self.chains.values()))))

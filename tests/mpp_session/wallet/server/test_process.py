@@ -1,0 +1,208 @@
+"""Agents pay through a wallet process as they pay by themselves, within its owner's policy."""
+
+import asyncio
+import json
+import signal
+from contextlib import AbstractAsyncContextManager
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from channel.client.policy.context import PURPOSE
+from channel.errors import (
+    AgentError,
+    ChannelUnusableError,
+    ConfigError,
+    PolicyRefusedError,
+)
+from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.agent.purpose import Purpose, attach_purpose
+from mpp_session.agent.sync_client import open_sync_client
+from mpp_session.agent.wallet_socket import WalletPayments
+from mpp_session.cli.app import APP
+from mpp_session.wallet.server.owner_client import ask_owner_door
+from tests.mpp_session.wallet.server.process import Pace, WalletProcess
+
+
+def agent(
+    wallet: WalletProcess, name: str = "scout", *, task: str = ""
+) -> AbstractAsyncContextManager[PayingClient]:
+    return open_client(wallet=wallet.address(name), token=wallet.tokens[name], task=task)
+
+
+async def owner(wallet: WalletProcess, path: str, body: object = None) -> None:
+    await asyncio.to_thread(ask_owner_door, wallet.home, "POST", path, body)
+
+
+async def test_a_request_is_made_paid_and_answered(wallet: WalletProcess, shop_url: str) -> None:
+    """Only the shop's own fields come back, and only the agent's own arrive there."""
+    async with agent(wallet, task="report") as client:
+        with attach_purpose(Purpose(reason="a second source")):
+            answer = await client.post(
+                f"{shop_url}/echo?q=1",
+                json={"a": 1},
+                headers={"X-Own": "mine", "Wallet-Extra": "never", "Connection": "X-Hop"},
+                extensions={PURPOSE: Purpose(tool="search")},
+            )
+        assert answer.status_code == 200
+        seen = answer.json()
+        assert json.loads(seen["body"]) == {"a": 1}
+        assert seen["headers"]["x-own"] == "mine"
+        assert not [name for name in seen["headers"] if name.startswith("wallet-")]
+        assert answer.headers["x-served"] == "yes"
+        assert "payment-receipt" in answer.headers
+        assert not [name for name in answer.headers if name.lower().startswith("wallet-")]
+
+        payments = client.payments
+        assert isinstance(payments, WalletPayments)
+        (record,) = await payments.channels()
+        assert (record.signed, record.opening) == (250, None)
+        (summary,) = await payments.summary()
+        assert (summary.spent, summary.locked) == (250, record.deposit)
+        request = client.build_request("POST", f"{shop_url}/echo", json={})
+        assert (await payments.quote(request)).amount == 250
+        assert await payments.find_opening(record.key.channel_id) is not None
+        used = {(one.what, one.scope): one.used for one in await payments.budgets()}
+        assert used["spent", "envelope all"] == 250
+        with pytest.raises(ChannelUnusableError, match="no channel"):
+            await payments.close("https://nobody.example/")
+        with pytest.raises(AgentError, match="no question"):
+            await payments.approval("none")
+    async with agent(wallet, "miser") as client:
+        assert await client.payments.channels() == []
+
+
+async def test_an_overspent_budget_is_the_same_error_and_signs_nothing(
+    wallet: WalletProcess, shop_url: str
+) -> None:
+    async with agent(wallet, "miser") as client:
+        await client.post(f"{shop_url}/echo", json={})
+        with pytest.raises(PolicyRefusedError) as caught:
+            await client.post(f"{shop_url}/echo", json={})
+        assert caught.value.code == "envelope_exceeded"
+        assert caught.value.allowed is not None
+        (record,) = await client.payments.channels()
+        assert record.signed == 250
+        refused = await client.post(
+            f"{shop_url}/echo", json={}, headers={"x-stainless-lang": "python"}
+        )
+        assert refused.status_code == 402
+        assert refused.headers["x-should-retry"] == "false"
+
+
+async def test_a_stream_comes_as_it_is_said_and_ends_with_a_freeze(
+    wallet: WalletProcess, shop_url: str, pace: Pace
+) -> None:
+    async with agent(wallet) as client, client.stream("GET", f"{shop_url}/stream") as answer:
+        assert answer.status_code == 200
+        lines = answer.aiter_lines()
+        for number in range(3):
+            pace.go.release()
+            while f"word {number}" not in await anext(lines):
+                pass
+            assert pace.said == [str(one) for one in range(number + 1)]
+        await owner(wallet, "/freeze", {"scope": "agent scout", "reason": "test"})
+        for _ in range(396):
+            pace.go.release()
+        with pytest.raises(PolicyRefusedError) as caught:
+            async for _ in lines:
+                pass
+        assert caught.value.code == "frozen"
+        assert len(pace.said) < 400
+    async with agent(wallet) as client:
+        with pytest.raises(PolicyRefusedError) as caught:
+            await client.post(f"{shop_url}/echo", json={})
+        assert caught.value.code == "frozen"
+    await owner(wallet, "/unfreeze", {"scope": "agent scout"})
+    async with agent(wallet) as client:
+        assert (await client.post(f"{shop_url}/echo", json={})).is_success
+
+
+async def test_a_redirect_to_another_origin_is_not_paid(
+    wallet: WalletProcess, shop_url: str
+) -> None:
+    """CLIENT-10, F-93: the wallet follows none, and the next hop says whose it was."""
+    async with agent(wallet) as client:
+        answer = await client.get(f"{shop_url}/away")
+        assert answer.status_code == 307
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"{shop_url}/away", follow_redirects=True)
+
+
+async def test_what_a_wallet_cannot_do_is_said(wallet: WalletProcess) -> None:
+    async with agent(wallet) as client:
+        assert isinstance(client, PayingClient)
+        with pytest.raises(ConfigError, match="websocket"):
+            client.websocket("wss://a.example")
+        with pytest.raises(ConfigError, match="itself"):
+            client.transport.over(httpx.AsyncHTTPTransport())
+        with pytest.raises(ConfigError, match="itself"):
+            client.payments.over(httpx.AsyncHTTPTransport())
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://127.0.0.1:9/")
+    for given in ({"rpc_url": "http://a"}, {"private_key": b"k"}, {"token": None}):
+        with pytest.raises(ConfigError):
+            async with open_client(
+                **{"wallet": wallet.address("scout"), "token": "t", **given}  # type: ignore[arg-type]
+            ):
+                pytest.fail("opened")
+    for place in ("unix:relative", "http://10.0.0.1:80", "https://127.0.0.1:1", "x"):
+        with pytest.raises(ConfigError, match="expected a wallet"):
+            async with open_client(wallet=place, token=wallet.tokens["scout"]):
+                pytest.fail("opened")
+
+
+def test_code_that_blocks_pays_too(wallet: WalletProcess, shop_url: str) -> None:
+    with open_sync_client(wallet=wallet.address("scout"), token=wallet.tokens["scout"]) as client:
+        assert client.post(f"{shop_url}/echo", json={}).is_success
+        (closed,) = client.payments.close(shop_url)
+    assert closed.state == "closed"
+
+
+def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
+    run = CliRunner().invoke
+    home = ["--home", str(wallet.home)]
+    found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
+    assert {one["name"] for one in found["agents"]} == {"scout", "miser", "far"}
+    assert "small" in run(APP, ["wallet", "budgets", *home]).stdout
+    refused = run(APP, ["wallet", "freeze", "agent", "nobody", *home])
+    assert isinstance(refused.exception, ConfigError)
+    before = wallet.policy.read_text()
+    wallet.policy.write_text(before.replace("allow_loopback_http", "allow_loopback_htpp"))
+    assert isinstance(run(APP, ["wallet", "reload", *home]).exception, ConfigError)
+    wallet.write_policy()
+    assert "revision 2" in run(APP, ["wallet", "reload", *home]).stdout
+    wallet.policy.write_text(before)
+    assert "later" in str(run(APP, ["wallet", "reload", *home]).exception)
+    wallet.write_policy(gone=("miser",))
+    assert "revision 3" in run(APP, ["wallet", "reload", *home]).stdout
+    assert "1 channel closed" in run(APP, ["wallet", "close", *home]).stdout
+    with (
+        open_sync_client(wallet=wallet.address("miser"), token=wallet.tokens["miser"]) as client,
+        pytest.raises(PolicyRefusedError, match="token"),
+    ):
+        client.payments.channels()
+    made = json.loads(run(APP, ["wallet", "agent-add", "new.one", "--uid", "7", "--json"]).stdout)
+    assert made["token"].startswith("mpp_")
+    assert made["token"] not in made["policy"]
+    assert '[agent."new.one"]' in made["policy"]
+
+
+async def test_a_stopping_wallet_ends_streams_and_starts_again(
+    wallet: WalletProcess, shop_url: str, pace: Pace
+) -> None:
+    async with agent(wallet) as client, client.stream("GET", f"{shop_url}/stream") as answer:
+        lines = answer.aiter_lines()
+        pace.go.release()
+        await anext(lines)
+        assert await asyncio.to_thread(wallet.stop, by=signal.SIGTERM) == 0
+        with pytest.raises((AgentError, httpx.TransportError)):
+            async for _ in lines:
+                pass
+    assert "Traceback" not in wallet.log()
+    for token in wallet.tokens.values():
+        assert token not in wallet.log()
+    await asyncio.to_thread(wallet.start)
+    async with agent(wallet) as client:
+        assert (await client.post(f"{shop_url}/echo", json={})).is_success
