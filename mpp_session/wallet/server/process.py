@@ -26,7 +26,7 @@ from mpp_session.wallet.server.opening import WalletSettings, has_other_users, o
 from mpp_session.wallet.server.owner_door import OwnerDoor
 from mpp_session.wallet.server.questions import Questions
 from mpp_session.wallet.server.running import RunningWallet
-from mpp_session.wallet.server.sockets import listen_on_port, listen_on_socket, make_home
+from mpp_session.wallet.server.sockets import listen_on_port, listen_on_socket
 
 __all__ = ["OWNER_SOCKET", "OWNER_TOKEN", "Listening", "run_wallet", "socket_of"]
 
@@ -141,8 +141,8 @@ class _Doors:
         """Open the sockets, and return the tasks that serve them."""
         own, home = os.geteuid(), self._settings.home
         policy = self._wallet.policy
-        make_home(home / _AGENTS, is_passed=has_other_users(policy))
         owner = self._open(listen_on_socket(home / OWNER_SOCKET))
+        shared = self._open(self._open_shared())
         served = {
             "serving the owner": serve_door(
                 owner, self._owner, uids=frozenset({own}), name="the owner's door"
@@ -152,7 +152,6 @@ class _Doors:
             served["serving the agents' port"] = serve_door(
                 self._port, self._build(), uids=None, name="the agents' port"
             )
-        shared = self._open(self._open_shared())
         served["serving the agents"] = serve_door(
             shared, self._build(), uids=frozenset({own}), name="the agents' door"
         )
@@ -173,7 +172,8 @@ class _Doors:
         return {name: work for one in self._additions for name, work in one.background().items()}
 
     def _open_shared(self) -> socket.socket:
-        return listen_on_socket(self._settings.home / _AGENTS / _SOCKET)
+        path = self._settings.home / _AGENTS / _SOCKET
+        return listen_on_socket(path, is_passed=has_other_users(self._wallet.policy))
 
     def _open(self, listener: socket.socket) -> socket.socket:
         return self._sockets.enter_context(listener)

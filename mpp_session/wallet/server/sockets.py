@@ -91,14 +91,17 @@ def make_home(path: Path, *, is_passed: bool) -> None:
         ) from None
 
 
-def listen_on_socket(path: Path, *, uid: int | None = None) -> socket.socket:
-    """Listen on a Unix socket in a directory of its own; only one user can connect to it.
+def listen_on_socket(
+    path: Path, *, uid: int | None = None, is_passed: bool = False
+) -> socket.socket:
+    """Listen on a Unix socket to which only one user can connect.
 
     Args:
         path: Of the socket. What an earlier run left there is removed.
         uid: The user who may connect beside this process's own. The socket becomes that user's,
             and the directory stays this process's, so that no one else can put another socket in
             its place.
+        is_passed: Whether sockets of other users lie below its directory.
 
     Raises:
         ConfigError: The directory or the socket cannot be made, or cannot be given to `uid`.
@@ -109,7 +112,7 @@ def listen_on_socket(path: Path, *, uid: int | None = None) -> socket.socket:
             "takes: choose a shorter directory for the wallet"
         )
     is_others = uid is not None and uid != os.geteuid()
-    make_home(path.parent, is_passed=is_others)
+    make_home(path.parent, is_passed=is_others or is_passed)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_old(path)
