@@ -109,8 +109,7 @@ class Deposits:
                 return await self.top_up(paid, payload)
             case VoucherPayload() if payload.deposit is not None:
                 return await self.merged(paid, payload, hold)
-        msg = "payload: expected a deposit, found none"
-        raise MalformedPayloadError(msg)  # pragma: no cover - the engine asks for deposits alone
+        raise MalformedPayloadError("payload: expected a deposit, found none")
 
     async def open(
         self,

@@ -32,6 +32,7 @@ Progress = Callable[[str], None]
 _CHECKOUT: Final = Path(__file__).parents[2] / "contracts" / "node_modules"
 _INSTALL_TIMEOUT_S: Final = 300.0
 _QUIETLY: Final = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", "--no-save")
+_PEERS_AS_NAMED: Final = "--legacy-peer-deps"
 
 
 def cache_directory() -> Path:
@@ -56,7 +57,9 @@ async def npm_packages(
 ) -> Path:
     """Return a `node_modules` folder that has all packages, each a name with its version.
 
-    That of a checkout is used if it has them; else they are installed together.
+    That of a checkout is used if it has them; else they are installed together. A package that
+    another needs beside itself (a peer) must be among them: versions that the packages would not
+    choose for one another are taken all the same.
 
     Raises:
         AnvilError: They cannot be installed. The message says what to do.
@@ -80,7 +83,10 @@ async def _install(
     npm = await asyncio.to_thread(find_npm)
     staging = await asyncio.to_thread(_stage, home)
     try:
-        await _run([*npm, "install", "--prefix", staging, *_QUIETLY, *_specify(packages)])
+        await _run(
+            [*npm, "install", "--prefix", staging, *_QUIETLY, _PEERS_AS_NAMED, *_specify(packages)],
+            packages,
+        )
         await asyncio.to_thread(_publish, staging, home)
     finally:
         await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
@@ -130,7 +136,8 @@ def _wheel() -> Path:
     return Path(found.origin).parent
 
 
-async def _run(command: Sequence[str]) -> None:
+async def _run(command: Sequence[str], packages: Mapping[str, str]) -> None:
+    what = ", ".join(_specify(packages))
     npm = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -141,13 +148,19 @@ async def _run(command: Sequence[str]) -> None:
         async with asyncio.timeout(_INSTALL_TIMEOUT_S):
             output, _ = await npm.communicate()
     except TimeoutError:
-        msg = f"npm did not install {command[-1]} within {_INSTALL_TIMEOUT_S:g} s."
+        msg = f"npm did not install {what} within {_INSTALL_TIMEOUT_S:g} s."
         raise AnvilError(msg) from None
     finally:
         if npm.returncode is None:
             npm.kill()
             await npm.wait()
     if npm.returncode != 0:
-        said = output.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
-        msg = f"npm could not install {command[-1]}: {said[0]}"
+        msg = f"npm could not install {what}: {_reason(output.decode(errors='replace'))}"
         raise AnvilError(msg)
+
+
+def _reason(output: str) -> str:
+    """Return npm's first error in words: its first line is a code, its last names a log file."""
+    lines = output.strip().splitlines() or ["no output"]
+    errors = [line for line in lines if line.startswith("npm error ")]
+    return next((line for line in errors if not line.startswith("npm error code")), lines[-1])

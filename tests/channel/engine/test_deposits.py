@@ -14,15 +14,14 @@ from channel.client.funding.signer import LocalSigner
 from channel.client.funding.signing import Domain, Window, sign_top_up_authorization
 from channel.engine import Engine, Offer, Outcome, SponsorTerms, deposits
 from channel.errors import MalformedPayloadError, VerificationFailedError
-from channel.methods.evm.payload import (
-    build_top_up,
-)
-from channel.methods.interface import OpeningPlan, PayerTransaction
-from channel.types import TxHash, VerifiedVoucher
+from channel.methods.evm.method import EvmMethod
+from channel.methods.evm.payload import build_top_up
+from channel.methods.interface import OpeningPlan, PayerTransaction, TopUpPlan
+from channel.types import ChannelKey, TxHash, VerifiedVoucher
 from channel.verify.challenge_id import ChallengeBinder
-from channel.wire.payload import (
-    Payload,
-)
+from channel.wire.challenge import SessionRequest
+from channel.wire.funding import Deposit
+from channel.wire.payload import Payload, TopUpPayload
 from tests.channel.chain_model import ESCROW
 from tests.channel.engine.test_engine import opened, perform
 from tests.channel.selling import DEPOSIT, SECRET, SETTINGS, Provider, open_provider
@@ -87,9 +86,9 @@ async def send(provider: Provider, engine: Engine, offer: Offer, payload: Payloa
     return await engine.perform(engine.challenger.authenticate(credential, [offer]))
 
 
-async def top_up(provider: Provider, number: int, amount: int) -> Payload:
+async def sign_deposit(provider: Provider, number: int, amount: int) -> Deposit:
     """Sign a top-up; each `number` makes another one."""
-    deposit = await sign_top_up_authorization(
+    return await sign_top_up_authorization(
         LocalSigner(provider.payer.private_key),
         Domain(TOKEN_DOMAIN, ESCROW),
         Window(0, 2**32),
@@ -97,6 +96,10 @@ async def top_up(provider: Provider, number: int, amount: int) -> Payload:
         salt=number.to_bytes(32),
         amount=amount,
     )
+
+
+async def top_up(provider: Provider, number: int, amount: int) -> Payload:
+    deposit = await sign_deposit(provider, number, amount)
     return build_top_up(deposit, provider.payer.key.channel_id)
 
 
@@ -158,6 +161,52 @@ async def test_a_server_without_a_relayer_takes_no_signed_deposit(tmp_path: Path
             await send(provider, provider.engine, offer, await top_up(provider, 1, 500))
         assert (await provider.books()).deposit == DEPOSIT
         await perform(provider, provider.payer.voucher(50))
+
+
+async def test_a_credential_without_a_deposit_deposits_nothing(tmp_path: Path) -> None:
+    """The engine asks for deposits alone; a mistake of its own must not pass for one."""
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        payload = provider.payer.voucher(50)
+        credential = provider.payer.credential(
+            provider.engine.challenger.issue(provider.offer), payload
+        )
+        paid = provider.engine.challenger.authenticate(credential, [provider.offer])
+        with pytest.raises(MalformedPayloadError, match="expected a deposit, found none"):
+            await provider.engine._deposits.make(paid, payload, None)
+        assert (await provider.books()).accepted == 0
+
+
+class ByTransaction(EvmMethod):
+    """A method whose top-ups, attached to vouchers too, carry the payer's own transaction."""
+
+    def plan_top_up(
+        self, payload: TopUpPayload, *, key: ChannelKey, asked: SessionRequest
+    ) -> TopUpPlan:
+        plan = super().plan_top_up(payload, key=key, asked=asked)
+        return TopUpPlan(plan.amount, PayerTransaction(TxHash(b"\x05" * 32), raw=b"signed"))
+
+
+async def test_a_payers_transaction_attached_to_a_voucher_is_refused(tmp_path: Path) -> None:
+    """VCH-06: only what the server submits may come with a voucher; neither is taken."""
+    async with open_provider(tmp_path) as provider:
+        await opened(provider)
+        node = Node(takes=True)
+        engine = Engine(
+            ledger=provider.ledger,
+            chain=provider.chain,
+            binder=ChallengeBinder([SECRET]),
+            settings=replace(SETTINGS, method=ByTransaction()),
+            broadcaster=node,
+            now=provider.clock,
+        )
+        deposit = await sign_deposit(provider, 1, 500)
+        payload = replace(provider.payer.voucher(50), deposit=deposit)
+        request = replace(provider.offer.request, credential_types=TERMS.credential_types)
+        with pytest.raises(MalformedPayloadError, match="expected a signature of the funder"):
+            await send(provider, engine, replace(provider.offer, request=request), payload)
+        books = await provider.books()
+        assert (books.deposit, books.accepted, node.sent) == (DEPOSIT, 0, [])
 
 
 class Node:

@@ -191,3 +191,45 @@ async def test_a_close_whose_log_the_node_hides_is_unknown_and_not_kept(
         node.heal()
         result = await answered(outcomes, channels, channel_id, Purpose.CLOSE, "CHANNEL_FINALIZED")
         assert result.fact.is_finalized
+
+
+async def test_a_close_whose_channel_the_node_hides_is_unknown_and_not_kept(
+    chain: Devnet, channels: Channels, journal: SqliteJournal
+) -> None:
+    """F-72: the node shows the close's log, and then no channel: another node may answer."""
+    channel_id = await channels.open()
+    call = abi.close.encode(channel_id, AMOUNT, channels.sign(channel_id, AMOUNT))
+    await chain.sender("payee").send(chain.values.escrow, call)
+    async with lying_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        outcomes = Outcomes(EscrowReader(rpc, chain.values.escrow), Quarantine(journal))
+
+        def hide_from_now(_: object, logs: Any) -> Any:
+            node.lies["eth_call"] = lambda _, shown: "0x" + "0" * (len(shown) - 2)
+            return logs
+
+        node.lies["eth_getLogs"] = hide_from_now
+        with pytest.raises(ChainUnavailableError, match="does not show the channel"):
+            await answered(outcomes, channels, channel_id, Purpose.CLOSE, "CHANNEL_FINALIZED")
+        assert await journal.quarantined() == []
+        node.heal()
+        result = await answered(outcomes, channels, channel_id, Purpose.CLOSE, "CHANNEL_FINALIZED")
+        assert result.fact.settled == AMOUNT
+
+
+async def test_a_payout_whose_channel_the_node_hides_is_unknown_and_not_kept(
+    chain: Devnet, channels: Channels, journal: SqliteJournal
+) -> None:
+    """F-72: mined, and neither done nor refused; nothing counts as a failure of the channel."""
+    channel_id = await channels.open()
+    signature = channels.sign(channel_id, AMOUNT)
+    call = abi.settle.encode(channel_id, AMOUNT, signature)
+    receipt = await chain.sender("payee").send(chain.values.escrow, call)
+    job = Job(Purpose.SETTLE, BatchEntry(channel_id, AMOUNT, signature), value=0, deadline=0)
+    async with lying_node(chain.values.rpc_url) as node, await Rpc.connect(node.url) as rpc:
+        outcomes = Outcomes(EscrowReader(rpc, chain.values.escrow), Quarantine(journal))
+        words = 2 * 64  # where the array begins, and its length
+        node.lies["eth_call"] = lambda _, shown: shown[: 2 + words].ljust(len(shown), "0")
+        assert await outcomes.answer([job], receipt) == []
+    with pytest.raises(ChainUnavailableError, match="does not show the channel"):
+        await job.answer
+    assert await journal.quarantined() == []

@@ -10,17 +10,19 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.funding.signing import Window
+from channel.errors import LedgerUnavailableError
 from channel.limits import DEPOSIT_WANTED_S_MAX
 from mpp_session.testing.chain import TestChain
 from settlement import abi
 from settlement.dev.devnet import Devnet
 from settlement.errors import ContractRevertedError, LeaseLostError, SignerError
-from settlement.sponsor.orders.interface import DepositOrder
+from settlement.sponsor.orders.interface import DepositOrder, DepositOrders
 from settlement.sponsor.sender import DepositSender
+from settlement.tx import order_sender
 from settlement.tx.encoding import UnsignedTx
 from settlement.tx.journal.sqlite import SqliteJournal
 from settlement.tx.journal.url import open_journal
-from settlement.tx.manager import TxManager
+from settlement.tx.manager import TxLimits, TxManager
 from settlement.tx.orders import FEE_TOO_HIGH, NONCE_TAKEN, NOT_SENT, OrderStatus
 from settlement.tx.signer import KeySigner
 from settlement.tx.state import Abandoned, Sent, Signed, TxStatus
@@ -97,6 +99,59 @@ async def test_too_late_to_be_mined_is_not_sent(devnet: TestChain, tmp_path: Pat
         assert answer.json()["type"].endswith("verification-failed"), answer.text
         assert "retry-after" not in answer.headers
         assert await one.sent() == 0
+
+
+async def test_an_expired_deposit_that_a_stranger_made_is_made(
+    devnet: TestChain, tmp_path: Path
+) -> None:
+    """AMB-10, F-83: the settler gives it up as expired, finds it on the chain, and pays no gas."""
+    async with devnet.connect() as chain:
+        await chain.mine()
+        now = (await chain.rpc.block()).timestamp
+    async with taken(devnet, tmp_path, window=Window(0, now + 75)) as (one, payload):
+        (order,) = await one.orders.list_open()
+        theirs = await one.chain.sender("stranger").send(order.key.escrow, order.calldata)
+        await one.chain.advance(65)
+        made = await send(one)
+        assert (made.tx_hash, made.gas_gwei) == (theirs.tx_hash, 0)
+        assert await one.sent() == 0
+        assert (await one.provider.send(payload)).status_code == 200
+
+
+async def test_a_deposit_that_is_mined_late_is_waited_for_and_not_sent_again(
+    devnet: TestChain, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-80: longer than a caller waits; giving up would send the same call twice."""
+    async with taken(devnet, tmp_path) as (one, payload):
+        signer, impatient = one.chain.signer("payee"), TxLimits(mined_within_s=0.05)
+        one.sender = TxManager(one.chain.rpc, signer, journal=one.journal, limits=impatient)
+        async with one.chain.mining_paused():
+            sending = asyncio.create_task(send(one))
+            await until(lambda: caplog.text.count("is not mined yet") >= 2)
+        await sending
+        assert (await one.provider.send(payload)).status_code == 200
+        assert await one.sent() == 1
+
+
+async def test_orders_that_do_not_answer_are_asked_again(
+    devnet: TestChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F-64: the database was away for two looks; the settler lives, and sends the deposit."""
+    monkeypatch.setattr(order_sender, "_RETRY_S", 0.01)
+    async with taken(devnet, tmp_path) as (one, payload):
+        orders = AwayOrders(one.orders, looks_lost=2)
+        reader = one.provider.reader
+        settler: Any = DepositSender(orders, reader, one.sender, one.journal, look_s=0.01)  # type: ignore[arg-type]
+        running = asyncio.create_task(settler.run())
+
+        async def is_ended() -> bool:
+            return not await one.orders.list_open()
+
+        await until(is_ended)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert orders.looks_lost == 0
+        assert (await one.provider.send(payload)).status_code == 200
 
 
 async def test_dearer_than_reserved_is_not_sent_and_may_come_again(
@@ -260,6 +315,23 @@ async def test_a_settler_without_the_lease_sends_nothing(devnet: TestChain, tmp_
         assert await one.sent() == 0
         (order,) = await one.orders.list_open()
         assert order.status is OrderStatus.WANTED
+
+
+class AwayOrders:
+    """The orders of a database that is away for some looks."""
+
+    def __init__(self, inner: DepositOrders, *, looks_lost: int) -> None:
+        self._inner = inner
+        self.looks_lost = looks_lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def list_open(self) -> list[DepositOrder]:
+        if self.looks_lost:
+            self.looks_lost -= 1
+            raise LedgerUnavailableError("PostgreSQL: the server is not there")
+        return await self._inner.list_open()
 
 
 class AbsentSigner(KeySigner):

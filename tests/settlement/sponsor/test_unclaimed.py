@@ -196,13 +196,14 @@ async def test_a_wallets_voucher_is_asked_about_again(
         assert await one.orders.list_unknown(2**40) == []
 
 
+@pytest.mark.parametrize("first", [FirstVoucher(PRICE, bytes(65)), None], ids=["forged", "none"])
 async def test_a_first_voucher_that_no_key_signed_adds_nothing(
-    devnet: TestChain, tmp_path: Path
+    devnet: TestChain, tmp_path: Path, first: FirstVoucher | None
 ) -> None:
     """ENC-07: the order's row was changed; the escrow keeps the deposit for its payer."""
     async with devnet.connect() as chain, sponsor_deposits(chain, tmp_path, limits=HASTY) as one:
         await abandon(one, chain)
-        orders = Orders(one.orders, first_voucher=FirstVoucher(PRICE, bytes(65)))
+        orders = Orders(one.orders, first_voucher=first)
         await claimer(one, orders=orders).look()
         assert await books(one) is None
         assert await one.orders.list_unknown(2**40) == []
