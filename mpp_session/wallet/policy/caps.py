@@ -140,7 +140,7 @@ def _minimum_check(rule: Rule, facts: Facts, minimum: int) -> PriceCheck:
         most, is_exceeded = format_rate(cap, unit), Rate(_REQUEST, minimum).exceeds(cap)
     else:
         step = 0 if facts.ask.tariff is None else worth(facts.ask.tariff, _STEP_UNITS)
-        limit = step if caps.request is None else caps.request
+        limit = step if caps.request is None else min(step, caps.request)
         most, is_exceeded = unit.format(limit), minimum > limit
     return PriceCheck(
         field=f"rule.{rule.name}.cap.unit_price.{_REQUEST}",

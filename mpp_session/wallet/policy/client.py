@@ -112,10 +112,4 @@ def _prices(rules: Sequence[Rule], token: Token, *, is_open: bool) -> Mapping[st
                 greatest[kind] = rate
     if is_open:
         return _EveryKind()
-    prices: dict[str, int | str] = {
-        kind: format_rate(rate, token.unit) for kind, rate in greatest.items()
-    }
-    if any(rule.caps.request is not None for rule in rules):
-        # Rules may bound a tariff's least price by `cap.request` alone.
-        prices.setdefault("request", AMOUNT_MAX)
-    return prices
+    return {kind: format_rate(rate, token.unit) for kind, rate in greatest.items()}

@@ -36,7 +36,7 @@ from mpp_session.wallet.policy.patterns import read_origin_pattern, read_path_pa
 from mpp_session.wallet.policy.reading import read_file, read_text
 from mpp_session.wallet.policy.times import parse_duration, parse_hours
 
-__all__ = ["load_policy", "parse_policy"]
+__all__ = ["compile_policy", "load_policy", "parse_policy"]
 
 T = TypeVar("T")
 
@@ -62,12 +62,17 @@ def parse_policy(text: str, source: str = "policy") -> compiled.WalletPolicy:
     """
     file = read_text(text, source)
     try:
-        return _compile(file)
+        return compile_policy(file)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _compile(file: PolicyFile) -> compiled.WalletPolicy:
+def compile_policy(file: PolicyFile) -> compiled.WalletPolicy:
+    """Return the policy that a file states.
+
+    Raises:
+        ConfigError: It contradicts itself; one line with the path of what is wrong.
+    """
     tokens = {alias: _token(alias, table) for alias, table in file.token.items()}
     _require_once(
         ((token.chain, token.address), f"token.{token.alias}") for token in tokens.values()
