@@ -278,3 +278,7 @@ WALLET_REQUESTS_MAX: Final = 64
 WALLET_FAILURES_MAX: Final = 256
 # How long one question may wait for an approval.
 WALLET_WAIT_S_MAX: Final = 60
+
+# The paying proxy on this machine.
+# Agents whose clients are open at the same time: each has connections and a store.
+PROXY_CLIENTS_MAX: Final = 64

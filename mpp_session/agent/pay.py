@@ -31,7 +31,7 @@ from channel.wire.problem import parse_problem
 from channel.wire.receipt import parse_receipt
 from channel.wire.sse import CONTENT_TYPE, DONE, EventSplitter, parse_event
 from mpp_session.agent.amounts import BASE_UNITS, TokenUnit
-from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.agent.client import TIMEOUT_S, PayingClient, open_client
 from mpp_session.errors import CommandError
 
 __all__ = ["PaidOutcome", "Wallet", "describe_left", "make_folder", "pay"]
@@ -55,8 +55,10 @@ class Wallet(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Wallet(rpc_url={self.rpc_url!r}, private_key=...)"
 
-    def open(self, store: Path) -> AbstractAsyncContextManager[PayingClient]:
-        """Return a client that pays from it, to be entered. Errors as `open_client`."""
+    def open(
+        self, store: Path, *, timeout_s: float = TIMEOUT_S, answers_refusals: bool | None = None
+    ) -> AbstractAsyncContextManager[PayingClient]:
+        """Return a client that pays from it, to be entered. Arguments as `open_client`."""
         return open_client(
             rpc_url=self.rpc_url,
             private_key=self.private_key,
@@ -64,6 +66,8 @@ class Wallet(msgspec.Struct, frozen=True):
             store=store,
             wallet=self.contract,
             keys=self.keys,
+            timeout_s=timeout_s,
+            answers_refusals=answers_refusals,
         )
 
 

@@ -9,7 +9,7 @@ const HELLO = [{ role: "user", content: "hello" }];
 const CLIENTS = {
   async openai() {
     const { default: OpenAI } = await import("openai");
-    const client = new OpenAI({ baseURL: `${base}/v1`, apiKey: "none" });
+    const client = new OpenAI({ baseURL: `${base}/v1`, apiKey: process.env.API_KEY ?? "none" });
     const answer = await client.chat.completions.create({ model: MODEL, messages: HELLO });
     return answer.choices[0].message.content;
   },
@@ -18,7 +18,7 @@ const CLIENTS = {
       import("ai"),
       import("@ai-sdk/openai"),
     ]);
-    const provider = createOpenAI({ baseURL: `${base}/v1`, apiKey: "none" });
+    const provider = createOpenAI({ baseURL: `${base}/v1`, apiKey: process.env.API_KEY ?? "none" });
     return (await generateText({ model: provider.chat(MODEL), prompt: "hello" })).text;
   },
   async mppx() {

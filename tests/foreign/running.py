@@ -41,9 +41,12 @@ async def pay_by_npm(folder: Path, name: str, url: str, terms: PayerTerms) -> An
     return await pay(commands[True], name, url, terms)
 
 
-async def ask_clients(url: str, *names: str) -> dict[str, Said]:
-    """Let the named clients of `clients.mjs` ask `url`, one after the other; without names all."""
-    lines = await _run(_PROGRAM, url, *names)
+async def ask_clients(url: str, *names: str, **variables: str) -> dict[str, Said]:
+    """Let the named clients of `clients.mjs` ask `url`, one after the other; without names all.
+
+    The variable `API_KEY` is the key of those that send one.
+    """
+    lines = await _run(_PROGRAM, url, *names, **variables)
     return {one.client: one for one in (msgspec.json.decode(line, type=Said) for line in lines)}
 
 

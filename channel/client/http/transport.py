@@ -213,10 +213,9 @@ class PayingTransport(httpx.AsyncBaseTransport):
         except _NEVER_SENT:
             self._payer.note_unsent(paid_request)
             raise
-        except (asyncio.CancelledError, PaymentOutcomeUnknownError) as error:
-            if isinstance(error, PaymentOutcomeUnknownError):
-                self._note_lost(request, body, paid_request)
+        except (asyncio.CancelledError, PaymentOutcomeUnknownError):
             if header is not None:
+                self._note_lost(request, body, paid_request)
                 with contextlib.suppress(StoreError):  # the cancellation must reach the caller
                     await self._payer.count_unanswered(paid_request)
             raise

@@ -36,6 +36,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "keygen",
         "mcp-proxy",
         "pay",
+        "proxy",
         "recover",
         "settle",
         "spent",
