@@ -83,6 +83,43 @@ async def test_a_failed_installation_says_what_npm_said_and_leaves_nothing(
     assert await asyncio.to_thread(os.listdir, home) == []
 
 
+async def test_several_packages_are_installed_together_in_the_versions_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folder of a checkout only if it has all of them; npm gets no say about peers."""
+    installs = (
+        'echo "$@" >> "$0.log"; mkdir -p "$prefix/node_modules/b" "$prefix/node_modules/@a/a"'
+    )
+    fake_npm(tmp_path, monkeypatch, installs)
+    checkout, said = tmp_path / "checkout", list[str]()
+    (checkout / "b").mkdir(parents=True)
+    packages = {"b": "2.0.0", "@a/a": "1.0.0"}
+
+    async def find() -> Path:
+        cache = tmp_path / "cache"
+        return await npm.npm_packages(
+            packages, checkout=checkout, progress=said.append, cache=cache
+        )
+
+    first = await find()
+    assert await find() == first
+    assert said == ["Installing @a/a 1.0.0, b 2.0.0 with npm"]
+    asked = await asyncio.to_thread((tmp_path / "bin" / "npm.log").read_text)
+    assert asked.endswith("--legacy-peer-deps @a/a@1.0.0 b@2.0.0\n")
+    (checkout / "@a" / "a").mkdir(parents=True)
+    assert await find() == checkout
+
+
+@pytest.mark.usefixtures("outside_a_checkout")
+async def test_the_reason_that_npm_gives_is_between_its_code_and_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "npm error code ERESOLVE", "npm error unable to resolve", "npm error A log is in /x"
+    fake_npm(tmp_path, monkeypatch, f"printf '%s\\n' {' '.join(map(repr, lines))}; exit 1")
+    with pytest.raises(AnvilError, match=r"1\.2\.3: npm error unable to resolve$"):
+        await install(tmp_path, [])
+
+
 @pytest.mark.usefixtures("outside_a_checkout")
 async def test_an_npm_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_npm(tmp_path, monkeypatch, "exec sleep 60")

@@ -141,7 +141,7 @@ async def test_orders_that_do_not_answer_are_asked_again(
     async with taken(devnet, tmp_path) as (one, payload):
         orders = AwayOrders(one.orders, looks_lost=2)
         reader = one.provider.reader
-        settler: Any = DepositSender(orders, reader, one.sender, one.journal, look_s=0.01)  # type: ignore[arg-type]
+        settler = DepositSender(orders, reader, one.sender, one.journal, look_s=0.01)
         running = asyncio.create_task(settler.run())
 
         async def is_ended() -> bool:
