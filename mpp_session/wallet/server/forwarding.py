@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from hashlib import sha256
 from typing import Any, Final
 
 import httpx
+import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from channel.client.http.transport import CHARGED, IDEMPOTENCY_KEY, ORIGIN, origin_of
 from channel.client.policy.context import PURPOSE
-from channel.errors import InvariantError, MppSessionError, WireError
+from channel.errors import InvariantError, MppSessionError, PaymentRefusedError, WireError
 from channel.limits import WALLET_BODY_BYTES_MAX
 from mpp_session.agent.client import PayingClient
 from mpp_session.agent.wallet_wire import (
@@ -30,7 +32,7 @@ from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields, require_one_length
 from mpp_session.wallet.types import Purpose, WalletRequest
 
-__all__ = ["BodyTooLongError", "Forwarder", "find_field", "read_body"]
+__all__ = ["BodyTooLongError", "Ended", "Forwarder", "find_field", "read_body"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -51,18 +53,18 @@ class Forwarder:
         *,
         allows_loopback: Callable[[], bool],
         own_ports: Collection[int],
-        end_request: Callable[[str], None],
+        note_end: Callable[["Ended"], Awaitable[None]],
     ) -> None:
         """Make requests.
 
         Args:
             allows_loopback: Whether this machine itself may be a target, by the policy in force.
             own_ports: Where the wallet itself listens.
-            end_request: Is called with the id of each request that pays nothing more.
+            note_end: Is told of each request that pays nothing more.
         """
         self._allows_loopback = allows_loopback
         self._own_ports = own_ports
-        self._end_request = end_request
+        self._note_end = note_end
 
     def target(self, text: str) -> httpx.URL:
         """Return the URL that a request is for; see `parse_target`."""
@@ -75,7 +77,17 @@ class Forwarder:
         connection ends without the answer's end, and the agent asks the wallet why.
         """
         answer = _Answer(send, secrets.token_urlsafe(_ID_BYTES))
-        failure = await self._serve(desk, scope, receive, answer)
+        request: httpx.Request | None = None
+        failure: MppSessionError | httpx.RequestError | None = None
+        try:
+            request = await self._read(scope, receive, answer.request_id)
+        except MppSessionError as error:
+            failure = error
+        if request is not None:
+            try:
+                failure = await _serve(desk, request, receive, answer)
+            finally:
+                await self._note_end(_ended(desk, request, answer, failure))
         if failure is None:
             return
         if answer.has_begun:
@@ -86,22 +98,6 @@ class Forwarder:
         if isinstance(failure, WireError):
             status = 413 if isinstance(failure, BodyTooLongError) else 400
         await answer_failure(failure, status)(scope, receive, send)
-
-    async def _serve(
-        self, desk: Desk, scope: Scope, receive: Receive, answer: "_Answer"
-    ) -> MppSessionError | httpx.RequestError | None:
-        """Make the request and pass its answer on; return why that did not succeed."""
-        try:
-            request = await self._read(scope, receive, answer.request_id)
-            if request is not None:
-                await _while_there(receive, desk.run(lambda client: _pay(client, request, answer)))
-        except InvariantError:
-            raise
-        except (MppSessionError, httpx.RequestError) as error:
-            return error
-        finally:
-            self._end_request(answer.request_id)
-        return None
 
     async def _read(self, scope: Scope, receive: Receive, request_id: str) -> httpx.Request | None:
         """Return the request to make; None if the agent left before it was complete."""
@@ -144,6 +140,7 @@ class _Answer:
     def __init__(self, send: Send, request_id: str) -> None:
         self.request_id = request_id
         self.has_begun = False
+        self.status = 0
         self._send = send
 
     async def begin(self, response: httpx.Response, request: httpx.Request) -> None:
@@ -161,6 +158,7 @@ class _Answer:
         own = {REQUEST: self.request_id, HOP: format_hop(hop)}
         fields += [(name.lower().encode(), value.encode()) for name, value in own.items()]
         self.has_begun = True
+        self.status = response.status_code
         await self._send(
             {"type": "http.response.start", "status": response.status_code, "headers": fields}
         )
@@ -169,6 +167,48 @@ class _Answer:
         """Send a piece of the body."""
         body: Message = {"type": "http.response.body", "body": piece, "more_body": not is_last}
         await self._send(body)
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that pays nothing more."""
+
+    request_id: str
+    agent: str
+    origin: str
+    digest: bytes
+    """Equal for equal requests: of method, URL and body."""
+    status: int
+    """Of the target's answer; 0 where there was none."""
+
+
+def _ended(
+    desk: Desk,
+    request: httpx.Request,
+    answer: _Answer,
+    failure: MppSessionError | httpx.RequestError | None,
+) -> Ended:
+    parts = (request.method.encode(), str(request.url).encode(), request.content)
+    status = failure.status if isinstance(failure, PaymentRefusedError) else answer.status
+    return Ended(
+        request_id=answer.request_id,
+        agent=desk.name,
+        origin=origin_of(request.url),
+        digest=sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest(),
+        status=status,
+    )
+
+
+async def _serve(
+    desk: Desk, request: httpx.Request, receive: Receive, answer: _Answer
+) -> MppSessionError | httpx.RequestError | None:
+    """Make the request and pass its answer on; return why that did not succeed."""
+    try:
+        await _while_there(receive, desk.run(lambda client: _pay(client, request, answer)))
+    except InvariantError:
+        raise
+    except (MppSessionError, httpx.RequestError) as error:
+        return error
+    return None
 
 
 async def _pay(client: PayingClient, request: httpx.Request, answer: _Answer) -> None:

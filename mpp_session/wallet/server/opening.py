@@ -10,12 +10,15 @@ import msgspec
 from channel.client.funding.keys import VoucherKeys
 from channel.errors import ConfigError
 from channel.verify.typed_data import keccak
+from mpp_session.wallet.approvals.rules import rules_of
+from mpp_session.wallet.approvals.store import Approvals
 from mpp_session.wallet.audit.trail import Trail
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, counters_for, decide, load_policy
 from mpp_session.wallet.policy.compiled import Token
 from mpp_session.wallet.server.running import RunningWallet
 from mpp_session.wallet.server.sockets import make_home, require_private
+from mpp_session.wallet.watch.store import Watch
 from settlement.escrow.payer import PayerAccount
 from settlement.escrow.token_name import read_token_unit
 from settlement.node.rpc import Rpc
@@ -61,18 +64,25 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
     make_home(settings.home, is_passed=has_other_users(policy))
     async with AsyncExitStack() as opened:
         chains = await _open_chains(settings, policy, opened)
+        trail = Trail()
+        approvals = Approvals(rules_of(policy), trail)
+        watch = Watch(policy)
         books = await WalletBooks.open(
             settings.home / BOOKS,
             policy,
             decide=decide,
             counters_for=counters_for,
-            trail=Trail(),
+            trail=trail,
+            approvals=approvals,
+            watch=watch,
         )
         opened.push_async_callback(books.close)
         wallet = RunningWallet(
             policy,
             policy_path=settings.policy,
             books=books,
+            approvals=approvals,
+            watch=watch,
             chains=chains,
             keys=settings.keys,
         )

@@ -106,7 +106,7 @@ class _Doors:
         forwarder = Forwarder(
             allows_loopback=lambda: wallet.policy.allow_loopback_http,
             own_ports=ports,
-            end_request=wallet.books.end_request,
+            note_end=wallet.note_end,
         )
         self._build = partial(
             AgentDoor,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -13,12 +14,16 @@ from channel.client.funding.keys import OneKey, VoucherKeys
 from channel.client.funding.signer import AccountSigner
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ConfigError, MppSessionError
+from channel.errors import ConfigError, MppSessionError, StoreError
 from mpp_session.agent.client import PayingClient, build_client
 from mpp_session.agent.wallet_wire import BudgetLeft
+from mpp_session.wallet.approvals.rules import rules_of
+from mpp_session.wallet.approvals.store import Approvals
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy
 from mpp_session.wallet.server.desk import Desk
+from mpp_session.wallet.server.forwarding import Ended
+from mpp_session.wallet.watch.store import Watch
 from settlement.escrow.payer import PayerAccount
 
 __all__ = ["Closed", "RunningWallet"]
@@ -47,6 +52,8 @@ class RunningWallet:
         *,
         policy_path: Path,
         books: WalletBooks,
+        approvals: Approvals,
+        watch: Watch,
         chains: Mapping[int, PayerAccount],
         keys: VoucherKeys | None,
     ) -> None:
@@ -56,11 +63,15 @@ class RunningWallet:
             policy: In force now.
             policy_path: Where `reload` reads the next one.
             books: Hold the same policy.
+            approvals: The questions to people, which the books' guards ask.
+            watch: What is unusual, likewise.
             chains: The paying accounts, one a chain of the policy's tokens.
             keys: Sign the vouchers; None: the accounts do.
         """
         self.policy = policy
         self.books = books
+        self.approvals = approvals
+        self.watch = watch
         self.chains = chains
         self._policy_path = policy_path
         self._keys = keys
@@ -93,7 +104,8 @@ class RunningWallet:
                         "start: start the wallet again"
                     )
             await self.books.reload(policy)
-            self.policy = policy
+            self.policy = self.watch.policy = policy
+            self.approvals.rules = rules_of(policy, people=self.approvals.rules.people)
             gone = [name for name in self.desks if name not in policy.agents]
             for name in gone:
                 await self.desks.pop(name).end()
@@ -127,6 +139,25 @@ class RunningWallet:
                     ),
                 ]
         return found
+
+    async def note_end(self, ended: Ended) -> None:
+        """Note how a request ended, for the breakers."""
+        paid = self.books.paid(ended.request_id)
+        self.books.end_request(ended.request_id)
+        try:
+            await self.books.store.transact(
+                lambda db: self.watch.note_outcome(
+                    db,
+                    agent=ended.agent,
+                    origin=ended.origin,
+                    request_digest=ended.digest,
+                    status=ended.status,
+                    paid=paid,
+                    at=time.time(),
+                )
+            )
+        except StoreError as error:
+            _log.warning("how a request of %s ended is not counted: %s", ended.agent, error)
 
     async def close_stopped(self) -> list[Closed]:
         """Close every channel of agents that are frozen, revoked, expired or gone."""
