@@ -106,6 +106,8 @@ class Desk:
             number = _add_channel(db, ask, record, decision, approval)
         self._book(db, ask, decision, sums, number)
         self._note(db, ask, decision)
+        if ask.amount:
+            self._watch.learn(db, ask, is_approved=bool(approval))
 
     def agree_again(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord) -> None:
         """Decide about a deposit that was allowed before; nobody is asked a second time.
@@ -241,7 +243,6 @@ class Desk:
         if ask.is_first or ask.is_commitment:
             fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
             self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
-            self._watch.learn(db, ask)
         if ask.kind == "sign" and ask.amount:
             self.trail.append(db, "voucher", at=ask.at, agent=ask.agent, **voucher_fields(ask))
 

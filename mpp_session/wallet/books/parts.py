@@ -149,8 +149,8 @@ class WatchPart(Protocol):
     ) -> tuple[str, float] | None:
         """Return which breaker is open, and until when."""
 
-    def learn(self, db: sqlite3.Connection, ask: Ask) -> object:
-        """Learn from an ask that was allowed."""
+    def learn(self, db: sqlite3.Connection, ask: Ask, *, is_approved: bool = False) -> object:
+        """Learn from an ask that was allowed and adds an amount."""
 
 
 class NoTrail:
@@ -200,5 +200,5 @@ class NoWatch:
     def breaker(self, *_: object) -> None:
         """Find none open."""
 
-    def learn(self, *_: object) -> None:
+    def learn(self, *_: object, is_approved: bool = False) -> None:
         """Learn nothing."""

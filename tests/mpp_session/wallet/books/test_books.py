@@ -323,6 +323,10 @@ class Question:
     def amount(self) -> int:
         return self.given or 0
 
+    @property
+    def is_raise(self) -> bool:
+        return True
+
     def valid(self, *_: object) -> "Question | None":
         return None if self.given is None else self
 
