@@ -43,6 +43,7 @@ OURS = {
     "NAME_CHARS_MAX": "how much of a name a refusal quotes",
     "NODES_MIN": "how many nodes an operator must name for a comparison",
     "OFFERED_MAX": "what a refusal offers",
+    "PATH_BYTES_MAX": "what the system takes as a socket's path",
     "PENDING_S_MAX": "our own pause",
     "PLACES_MAX": "of decimals that we write",
     "POLL_S_MAX": "our own pause",

@@ -1,5 +1,6 @@
 """Opens what a wallet needs, and checks it, before any agent can connect."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from settlement.node.rpc import Rpc
 from settlement.tx.manager import TxManager
 from settlement.tx.signer import KeySigner
 
-__all__ = ["BOOKS", "WalletSettings", "open_wallet"]
+__all__ = ["BOOKS", "WalletSettings", "has_other_users", "open_wallet"]
 
 BOOKS: Final = "wallet.db"
 """The file of channels, sums and the trail, in the wallet's directory."""
@@ -59,9 +60,7 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
         ChainUnavailableError: A node does not answer.
         StoreError: The books cannot be opened, or another wallet uses them.
     """
-    require_private(settings.policy, "policy")
-    policy = load_policy(settings.policy)
-    make_home(settings.home, is_passed=has_other_users(policy))
+    policy = await asyncio.to_thread(_prepare, settings)
     async with AsyncExitStack() as opened:
         chains = await _open_chains(settings, policy, opened)
         trail = Trail()
@@ -88,6 +87,13 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
         )
         opened.push_async_callback(wallet.end)
         yield wallet
+
+
+def _prepare(settings: WalletSettings) -> WalletPolicy:
+    require_private(settings.policy, "policy")
+    policy = load_policy(settings.policy)
+    make_home(settings.home, is_passed=has_other_users(policy))
+    return policy
 
 
 def has_other_users(policy: WalletPolicy) -> bool:

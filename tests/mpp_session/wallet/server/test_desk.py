@@ -1,0 +1,105 @@
+"""One agent's place is bounded, and ends in order."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+
+from channel.client.funding.keys import ChannelKeys
+from channel.client.policy.policy import Policy
+from channel.client.store.sqlite import PaymentStore
+from channel.errors import ChannelBusyError, StoppingError, StoreError
+from channel.limits import WALLET_FAILURES_MAX, WALLET_REQUESTS_MAX, WALLET_WAIT_S_MAX
+from mpp_session.agent.client import PayingClient, build_client
+from mpp_session.agent.wallet_wire import ApprovalState
+from mpp_session.wallet.server.desk import Desk
+from mpp_session.wallet.server.forwarding import Ended, Forwarder
+from mpp_session.wallet.server.questions import Questions
+
+
+def make(_: str, store: PaymentStore) -> PayingClient:
+    return build_client(
+        policy=Policy(limits=()), keys=ChannelKeys(bytes(range(32))), store=store, chains=()
+    )
+
+
+async def test_a_desk_bounds_what_runs_and_what_it_remembers(tmp_path: Path) -> None:
+    store = await PaymentStore.open(tmp_path / "w.db")
+    desk = Desk("scout", store.for_agent("scout"), make)
+    gate = asyncio.Event()
+    clients: list[PayingClient] = []
+
+    async def wait(client: PayingClient) -> str:
+        clients.append(client)
+        await gate.wait()
+        return "done"
+
+    running = [asyncio.create_task(desk.run(wait)) for _ in range(WALLET_REQUESTS_MAX)]
+    await asyncio.sleep(0)
+    with pytest.raises(ChannelBusyError, match=str(WALLET_REQUESTS_MAX)):
+        await desk.run(wait)
+    desk.renew()  # not while something runs
+    running.pop().cancel()
+    await asyncio.sleep(0.01)
+    more = asyncio.create_task(desk.run(wait))
+    await asyncio.sleep(0)
+    assert len(set(map(id, clients))) == 1
+    gate.set()
+    assert await asyncio.gather(*running, more) == ["done"] * WALLET_REQUESTS_MAX
+    await desk.run(wait)
+    assert len(set(map(id, clients))) == 2
+
+    for number in range(WALLET_FAILURES_MAX + 1):
+        desk.remember(str(number), StoreError(str(number)))
+    assert desk.failure("0") is None
+    assert str(desk.failure("1")) == "1"
+
+    gate.clear()
+    last = asyncio.create_task(desk.run(wait))
+    await asyncio.sleep(0)
+    await desk.end()
+    with pytest.raises(StoppingError):
+        await last
+    with pytest.raises(StoppingError):
+        await desk.run(wait)
+    await store.close()
+
+
+class _Asked:
+    """Answers at once, and keeps how long it might have waited."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    async def state(self, agent: str, approval_id: str, *, wait_s: float) -> ApprovalState:
+        self.waits.append(wait_s)
+        return ApprovalState(id=f"{agent} {approval_id}", state="pending")
+
+
+async def test_a_wait_for_an_approval_is_bounded(tmp_path: Path) -> None:
+    async def no_end(_: Ended) -> None: ...
+
+    async def no_budgets(_: str) -> list[object]:
+        return []
+
+    store = await PaymentStore.open(tmp_path / "w.db")
+    desk = Desk("scout", store.for_agent("scout"), make)
+    asked = _Asked()
+    forwarder = Forwarder(allows_loopback=lambda: False, own_ports=(), note_end=no_end)
+    questions = Questions(forwarder, no_budgets, asked)  # type: ignore[arg-type]
+    for wait in (str(WALLET_WAIT_S_MAX), str(WALLET_WAIT_S_MAX + 1), "-1", "many", "9" * 99, ""):
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/approvals/a1",
+            "headers": [],
+            "query_string": f"wait={wait}".encode(),
+            "server": ("wallet", 80),
+        }
+        answer = await questions.answer(desk, Request(scope))
+        assert answer is not None
+        assert b"scout a1" in answer.body
+    assert asked.waits == [WALLET_WAIT_S_MAX, WALLET_WAIT_S_MAX, 0, 0, 0, 0]
+    await desk.end()
+    await store.close()
