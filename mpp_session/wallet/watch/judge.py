@@ -95,10 +95,8 @@ def learn(case: Case, warm_up: int, finding: Finding | None, *, is_approved: boo
 
 
 def usual_day(agent: Profile) -> float:
-    """Return what a day costs usually: an estimate as long as there are no whole days."""
-    if len(agent.days):
-        return agent.days.median
-    return max(agent.day_spend, FEW_AMOUNTS * agent.amounts.median)
+    """Return what a day costs usually: an estimate as long as there is no whole day."""
+    return agent.days.median or max(agent.day_spend, FEW_AMOUNTS * agent.amounts.median)
 
 
 def _payee(case: Case) -> Found:
@@ -135,8 +133,8 @@ def _price(case: Case) -> Found:
 
 def _newcomer(case: Case) -> Found:
     agent, seen, money, name = case.agent, case.seen, case.money, case.name
-    if not (seen.is_deposit or seen.is_charge):
-        return
+    if not (seen.is_deposit or seen.is_charge) or not len(agent.days):
+        return  # on the first day every origin is new
     day, value = usual_day(agent), agent.fresh_with(seen.amount, seen.at)
     limit = day * (NEW_ORIGIN_SHARE if len(agent.days) >= FREE_DAYS else 1.0)
     if len(agent.fresh):

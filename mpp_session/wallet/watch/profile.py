@@ -7,6 +7,7 @@ teaches next to nothing. What a person agreed to is normal at once.
 
 import math
 import struct
+from operator import attrgetter
 from typing import Final, Self
 
 import msgspec
@@ -77,6 +78,9 @@ _NUMBERS: Final = (
     "excess_at_midnight",
 )
 
+_numbers = attrgetter(*_NUMBERS)
+_samples = attrgetter(*_SIZES)
+
 
 def slot_of(hour: int) -> int:
     """Return the slot of an hour since 1970."""
@@ -110,6 +114,7 @@ class Profile:
         """Spend above what is usual for the hours: a one-sided CUSUM, in base units."""
         self.slot_means = [0.0] * SLOTS
         self.slot_visits = [0] * SLOTS
+        self._packed_slots: bytes | None = None
         self.prices: dict[str, tuple[float, float]] = {}
         """By kind: the highest normal price, and when it last grew."""
         self.payees: list[bytes] = []
@@ -244,6 +249,7 @@ class Profile:
             self.excess = self.excess_at_midnight = 0.0
             self.slot_visits = [min(visits, 2) for visits in self.slot_visits]
         self.hour_flagged = self.day_flagged = 0
+        self._packed_slots = None
 
     def _roll(self, hour: int) -> None:
         """Close the hours and days before this one."""
@@ -302,6 +308,7 @@ class Profile:
             spend = min(spend, known + self.day_deviation())
         self.slot_means[slot] = known + (spend - known) / visits
         self.slot_visits[slot] = visits
+        self._packed_slots = None
 
     # -- storing
 
@@ -310,9 +317,9 @@ class Profile:
         return _ENCODE(
             _Stored(
                 VERSION,
-                tuple(getattr(self, name) for name in _NUMBERS),
-                tuple(getattr(self, name).pack() for name in _SIZES),
-                _SLOT.pack(*self.slot_means, *self.slot_visits) if any(self.slot_visits) else b"",
+                _numbers(self),
+                tuple(sample.pack() for sample in _samples(self)),
+                self._pack_slots(),
                 self.prices,
                 tuple(self.payees),
                 self.last_request,
@@ -342,6 +349,13 @@ class Profile:
         profile.payees = list(stored.payees)
         profile.last_request = stored.last_request
         return profile
+
+    def _pack_slots(self) -> bytes:
+        if self._packed_slots is None:
+            visited = any(self.slot_visits)
+            packed = _SLOT.pack(*self.slot_means, *self.slot_visits) if visited else b""
+            self._packed_slots = packed
+        return self._packed_slots
 
     def copy(self) -> Self:
         """Return an equal profile that is learned into apart from this one."""

@@ -25,7 +25,10 @@ FADING: Final = 0.98
 """What stays of it in a day, down to the highest value that the sample still holds."""
 SIGMA: Final = 1.4826
 """Standard deviation of a normal distribution, in MADs."""
+SIZE_LIMIT: Final = 64
+"""Values of a sample, at most."""
 _HEAD: Final = struct.Struct("<dd")
+_FLOATS: Final = tuple(struct.Struct(f"<{count}f") for count in range(SIZE_LIMIT + 1))
 
 
 class Summary(NamedTuple):
@@ -38,7 +41,7 @@ class Summary(NamedTuple):
 class Sample:
     """The last `size` positive values, with the highest normal one."""
 
-    __slots__ = ("_logs", "_summary", "_top", "_top_at", "size")
+    __slots__ = ("_logs", "_packed", "_summary", "_top", "_top_at", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -46,6 +49,7 @@ class Sample:
         self._top = -math.inf
         self._top_at = 0.0
         self._summary: Summary | None = None
+        self._packed: bytes | None = None
 
     def __len__(self) -> int:
         return len(self._logs)
@@ -93,6 +97,7 @@ class Sample:
         if value <= 0:
             return
         log = math.log(value)
+        self._packed = None
         self._fade(at)
         if log > self._top:
             if is_free or not self._logs:
@@ -103,6 +108,9 @@ class Sample:
 
     def add_unusual(self, value: float, at: float) -> None:
         """Learn an unusual value that nobody agreed to: cut to the highest, and one in a day."""
+        if not self._logs:
+            self.add(value, at)
+            return
         if value <= 0 or at - self._top_at < DAY_S:
             return
         self._top, self._top_at = min(math.log(value), self._top + math.log(GROWTH)), at
@@ -118,13 +126,14 @@ class Sample:
         """A person agreed: this value is normal from now on."""
         if value > 0 and math.log(value) > self._top:
             self._top, self._top_at = math.log(value), at
+            self._packed = None
             if not self._logs:
                 self._push(self._top)
 
     def _push(self, log: float) -> None:
         self._logs.append(log)
         del self._logs[: -self.size]
-        self._summary = None
+        self._summary = self._packed = None
 
     def _fade(self, at: float) -> None:
         days = int((at - self._top_at) / DAY_S) if self._logs else 0
@@ -134,8 +143,10 @@ class Sample:
 
     def pack(self) -> bytes:
         """Return what `unpack` reads."""
-        head = _HEAD.pack(self._top_at, self._top if self._logs else 0.0)
-        return head + struct.pack(f"<{len(self._logs)}f", *self._logs)
+        if self._packed is None:
+            head = _HEAD.pack(self._top_at, self._top if self._logs else 0.0)
+            self._packed = head + _FLOATS[len(self._logs)].pack(*self._logs)
+        return self._packed
 
     @classmethod
     def unpack(cls, size: int, data: bytes) -> "Sample":
@@ -147,7 +158,9 @@ class Sample:
         sample = cls(size)
         top_at, top = _HEAD.unpack_from(data)
         count = (len(data) - _HEAD.size) // 4
-        sample._logs = list(struct.unpack_from(f"<{count}f", data, _HEAD.size))[-size:]
+        if count > SIZE_LIMIT:
+            raise struct.error(f"expected at most {SIZE_LIMIT} values, found {count}")
+        sample._logs = list(_FLOATS[count].unpack_from(data, _HEAD.size))[-size:]
         if sample._logs:
             sample._top, sample._top_at = top, top_at
         return sample

@@ -75,12 +75,16 @@ class _State(msgspec.Struct, array_like=True, frozen=True):
     repeats: Repeats = Repeats()
 
 
-class _Pair(NamedTuple):
-    agent: Profile
-    origin: Profile
+class _Judged(NamedTuple):
+    """An ask with what is known of it."""
+
+    ask: Ask
+    case: Case
+    finding: Finding | None
     agent_key: tuple[str, str, str]
     origin_key: tuple[str, str, str]
     is_new: bool
+    """Whether the agent has not paid there."""
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -95,10 +99,12 @@ class Watch:
     def __init__(self, policy: WalletPolicy) -> None:
         self.policy = policy
         self._cached: OrderedDict[tuple[str, str, str], tuple[bytes, Profile]] = OrderedDict()
+        self._judged: _Judged | None = None
 
     def finding(self, db: sqlite3.Connection, ask: Ask) -> str:
         """Return what is unusual about an ask, in one sentence; empty for nothing."""
-        finding = self._judge(db, ask, self._load_pair(db, ask))
+        self._judged = self._judge(db, ask)
+        finding = self._judged.finding
         return "" if finding is None else finding.text
 
     def breaker(
@@ -117,20 +123,22 @@ class Watch:
         """
         if ask.amount <= 0:
             return
-        pair = self._load_pair(db, ask)
-        finding = self._judge(db, ask, pair)
+        judged, self._judged = self._judged, None
+        if judged is None or judged.ask is not ask:  # else it is what `finding` saw, just before
+            judged = self._judge(db, ask)
+        finding, keys = judged.finding, (judged.agent_key, judged.origin_key)
         if is_approved and finding is not None and finding.statistic == "repeat":
             state = self._load_state(db, ask.agent, ask.origin)
             repeats = accept_repeats(state.repeats, ask.at)
             self._save_state(db, ask.agent, ask.origin, _State(state.breaker, repeats), ask.at)
-        for key in (pair.agent_key, pair.origin_key):
+        for key in keys:
             self._cached.pop(key, None)  # they change now, and the row may not
-        learn(self._case(ask, pair), self.policy.anomaly.warm_up, finding, is_approved=is_approved)
-        for key, profile in ((pair.agent_key, pair.agent), (pair.origin_key, pair.origin)):
+        learn(judged.case, self.policy.anomaly.warm_up, finding, is_approved=is_approved)
+        for key, profile in zip(keys, (judged.case.agent, judged.case.origin), strict=True):
             data = profile.to_bytes()
             db.execute(_SAVE, (*key, ask.at, data))
             self._keep(key, data, profile)
-        if pair.is_new:
+        if judged.is_new:
             db.execute(_FORGET.format(table="watch_profile", kept=ORIGINS_KEPT), (ask.agent,))
 
     def note_outcome(
@@ -170,27 +178,22 @@ class Watch:
 
     def profiles(self, db: sqlite3.Connection, ask: Ask) -> tuple[Profile, Profile]:
         """Return what is known of an ask's agent, and of it at the ask's origin."""
-        pair = self._load_pair(db, ask)
-        return pair.agent, pair.origin
+        case = self._judge(db, ask).case
+        return case.agent, case.origin
 
-    def _judge(self, db: sqlite3.Connection, ask: Ask, pair: _Pair) -> Finding | None:
-        warm_up = self.policy.anomaly.warm_up
-        found = judge(self._case(ask, pair), warm_up)
+    def _judge(self, db: sqlite3.Connection, ask: Ask) -> _Judged:
+        key, warm_up = token_key(ask.chain_id, ask.token), self.policy.anomaly.warm_up
+        agent_key, origin_key = (ask.agent, "", key), (ask.agent, ask.origin, key)
+        agent, origin = self._load(db, agent_key), self._load(db, origin_key)
+        token = self.policy.token_of(ask.chain_id, ask.token)
+        money = money_in(TokenUnit("base units", 0) if token is None else token.unit)
+        seen = observe(ask)
+        case = Case(agent or Profile(), origin or Profile(), seen, money, ask.origin)
+        found = judge(case, warm_up)
         if found is None and ask.is_first:
             state = self._load_state(db, ask.agent, ask.origin)
             found = judge_repeats(state.repeats, warm_up, ask.origin)
-        return found
-
-    def _case(self, ask: Ask, pair: _Pair) -> Case:
-        token = self.policy.token_of(ask.chain_id, ask.token)
-        money = money_in(TokenUnit("base units", 0) if token is None else token.unit)
-        return Case(pair.agent, pair.origin, observe(ask), money, ask.origin)
-
-    def _load_pair(self, db: sqlite3.Connection, ask: Ask) -> _Pair:
-        token = token_key(ask.chain_id, ask.token)
-        agent_key, origin_key = (ask.agent, "", token), (ask.agent, ask.origin, token)
-        agent, origin = self._load(db, agent_key), self._load(db, origin_key)
-        return _Pair(agent or Profile(), origin or Profile(), agent_key, origin_key, origin is None)
+        return _Judged(ask, case, found, agent_key, origin_key, origin is None)
 
     def _load(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> Profile | None:
         row = db.execute(_LOAD, key).fetchone()
