@@ -25,6 +25,7 @@ from mpp_session.cli import (
     ledger,
     mcp_proxy,
     pay,
+    policy,
     prices,
     proxy,
     recover,
@@ -74,6 +75,7 @@ for _group in (
 ):
     APP.command(_group.NAME)(_group.command)
 APP.add_typer(ledger.APP, name=ledger.NAME)
+APP.add_typer(policy.APP, name=policy.NAME)
 APP.add_typer(prices.APP, name=prices.NAME)
 APP.add_typer(wallet_process.APP, name=wallet_process.NAME)
 

@@ -9,6 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -101,12 +103,33 @@ def compile_policy(file: PolicyFile) -> compiled.WalletPolicy:
 
 
 def _hash(file: PolicyFile) -> str:
-    content: dict[str, Any] = msgspec.to_builtins(file)
+    content = _content(file)
     content["rule"] = sorted(content.get("rule", ()), key=lambda rule: rule["name"])
     try:
         return hashlib.sha256(canonical_json(content)).hexdigest()
     except WireError as error:
         raise ConfigError(f"the file has no canonical form: {error}") from None
+
+
+def _content(value: Any) -> Any:
+    """Return a part of the file as JSON has it, without what is at its default."""
+    match value:
+        case msgspec.Struct():
+            return {
+                field.encode_name: _content(found)
+                for field in msgspec.structs.fields(value)
+                if (found := getattr(value, field.name)) != field.default
+            }
+        case Mapping():
+            return {key: _content(one) for key, one in value.items()}
+        case tuple():
+            return [_content(one) for one in value]
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case Decimal():
+            return str(value.normalize())
+        case _:
+            return value
 
 
 @contextmanager

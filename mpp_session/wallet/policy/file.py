@@ -58,9 +58,7 @@ By = Literal["origin", "task", "agent", "recipient", "rule"]
 OneOrMore = Money | tuple[Money, ...]
 
 
-class Table(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of the file."""
 
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from mpp_session.cli.app import APP
 from mpp_session.cli.ledger import APP as LEDGER
+from mpp_session.cli.policy import APP as POLICY
 from mpp_session.cli.prices import APP as PRICES
 from mpp_session.cli.wallet_process import APP as WALLET
 from tests.mpp_session.cli.conftest import Run
@@ -15,7 +16,12 @@ from tests.mpp_session.cli.conftest import Run
 COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
 GROUPED = [
     f"{group} {info.name or info.callback.__name__}"
-    for group, app in (("ledger", LEDGER), ("prices", PRICES), ("wallet", WALLET))
+    for group, app in (
+        ("ledger", LEDGER),
+        ("policy", POLICY),
+        ("prices", PRICES),
+        ("wallet", WALLET),
+    )
     for info in app.registered_commands
     if info.callback
 ]
@@ -45,10 +51,11 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
     shown = start("--help")
     assert shown.returncode == 0
-    groups = ["ledger", "prices", "wallet"]
+    groups = ["ledger", "policy", "prices", "wallet"]
     assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, *groups])
     assert sorted(GROUPED) == [
         *(f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")),
+        *(f"policy {name}" for name in ("check", "diff", "explain", "schema")),
         *(f"prices {name}" for name in ("check", "import", "reload", "show")),
         *(
             f"wallet {name}"
@@ -67,7 +74,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
 
 
-@pytest.mark.parametrize("group", [[], ["ledger"], ["prices"], ["wallet"]])
+@pytest.mark.parametrize("group", [[], ["ledger"], ["policy"], ["prices"], ["wallet"]])
 def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
     run: Run, group: list[str]
 ) -> None:
@@ -99,6 +106,7 @@ REFUSED = [
     (["deploy"], 1, "give --devnet, or also --rpc, --token"),
     (["deploy", "--rpc", "http://127.0.0.1:1"], 1, "give --devnet, or also --token"),
     (["deploy", "--rpc", "http://127.0.0.1:1", "--token", "0x12"], 2, "0x12 is not an address"),
+    (["policy", "check", "none.toml"], 1, "none.toml cannot be read"),
     (["ledger", "check"], 2, "missing: `ledger.url`"),
     (["ledger", "check", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
     (["ledger", "import", "none.jsonl", "--ledger", "sqlite:///new.db"], 1, "none.jsonl"),

@@ -1,0 +1,105 @@
+"""`mpp-session policy`: what an owner runs before a wallet loads a policy."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.mpp_session.cli.conftest import Run
+
+POLICY = """\
+version = 1
+revision = 7
+
+[token.usdc2]
+chain = 8453
+address = "0x0101010101010101010101010101010101010101"
+decimals = 6
+
+[envelope.research]
+amount = "20.00 usdc2"
+window = "7d"
+
+[agent.research-1]
+token = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+envelopes = ["research"]
+expires = 2090-01-01T00:00:00Z
+
+[[rule]]
+name = "search"
+action = "allow"
+match = {path = ["/search"], task = ["t1"], tool = ["find"]}
+cap = {request = "0.05 usdc2", unit_price = {output_token = "0.60 usdc2 / 1M"}}
+"""
+PURPOSE = ("--agent", "research-1", "--task", "t1", "--tool", "find")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return "policy.toml"
+
+
+def test_a_policy_is_checked(run: Run, file: str, tmp_path: Path) -> None:
+    done = run("policy", "check", file)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("revision 7: 1 agent, 1 envelope, 1 rule, all valid; hash ")
+    assert json.loads(run("policy", "check", file, "--json").stdout)["revision"] == 7
+    (tmp_path / file).write_text(POLICY.replace("request =", "reqest ="))
+    done = run("policy", "check", file)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: policy.toml: `rule[0].cap.reqest` (rule search): unknown key; did you mean "
+        "`request`?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--kind", "sign", "--amount", "0.05 usdc2", "--price", "output_token=0.6 / 1M"], "allow"),
+        (["--kind", "sign", "--price", "output_token=0.7 / 1M"], "deny (unit_price_exceeded)"),
+        (["--kind", "sign", "--amount", "0.051 usdc2"], "deny (unit_price_exceeded)"),
+        (["--amount", "0.05 usdc2", "--task", "t2"], "deny (no_rule)"),
+    ],
+)
+def test_a_decision_is_explained(run: Run, file: str, flags: list[str], said: str) -> None:
+    done = run("policy", "explain", file, "POST", "https://a.example/search", *PURPOSE, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"\n{said}" in done.stdout
+    assert "envelope.research.amount: limit 20.000000 USDC2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--amount", "1 dai"], "the policy has no token 'dai'; it has usdc2"),
+        (["--kind", "gift"], "--kind: expected deposit, sign or charge"),
+        (["--recipient", "0x12"], "0x12 is not an address"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(
+    run: Run, file: str, flags: list[str], said: str
+) -> None:
+    done = run("policy", "explain", file, "GET", "https://a.example/", *PURPOSE, *flags)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+
+
+def test_policies_are_compared(run: Run, file: str, tmp_path: Path) -> None:
+    assert run("policy", "diff", file, file).stdout == "nothing changes\n"
+    changed = POLICY.replace("0.05 usdc2", "0.06 usdc2").replace("20.00", "10.00")
+    (tmp_path / "new.toml").write_text(changed)
+    shown = run("policy", "diff", file, "new.toml").stdout.splitlines()
+    assert shown == [
+        "LOOSER: rule.search.cap.request: 0.050000 USDC2 -> 0.060000 USDC2",
+        "tighter: envelope.research.amount: 20.000000 USDC2 -> 10.000000 USDC2",
+        "tighter: envelope.research.locked_max: 20.000000 USDC2 -> 10.000000 USDC2",
+        "revision 7 must grow above 7 to be loaded",
+    ]
+    found = json.loads(run("policy", "diff", file, "new.toml", "--json").stdout)
+    assert [change["way"] for change in found] == ["looser", "tighter", "tighter"]
+
+
+def test_the_schema_is_printed(run: Run) -> None:
+    assert json.loads(run("policy", "schema").stdout)["$defs"]["RuleTable"]
