@@ -78,7 +78,6 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     may_approve: tuple[str, ...]
     approve_max: Mapping[str, int]
     """By alias; a token without an entry cannot be approved."""
-    keys: tuple[str, ...]
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):

@@ -291,7 +291,6 @@ def _agent(name: str, table: AgentTable, file: PolicyFile, tokens: Tokens) -> co
         expires=table.expires.timestamp(),
         may_approve=table.may_approve,
         approve_max=_amounts(f"{path}.approve_max", table.approve_max, tokens),
-        keys=table.keys or (),
     )
 
 

@@ -204,7 +204,6 @@ def _agent_changes(new: WalletPolicy) -> Callable[[str, Agent, Agent], Iterator[
             show = _shower(new, alias)
             amounts = (before.approve_max.get(alias, 0), after.approve_max.get(alias, 0))
             yield from _number(f"{field}.approve_max", *amounts, show)
-        yield from _members(f"{field}.keys", before.keys, after.keys)
 
     return changes
 

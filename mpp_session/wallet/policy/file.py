@@ -99,7 +99,6 @@ class AgentTable(Table, frozen=True, kw_only=True):
     uid: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     may_approve: tuple[Name, ...] = ()
     approve_max: OneOrMore | None = None
-    keys: tuple[Name, ...] | None = None
 
 
 class MatchTable(Table, frozen=True, kw_only=True):
