@@ -11,6 +11,7 @@ import typer
 
 from channel.errors import ConfigError, MppSessionError
 from mpp_session.cli import (
+    audit,
     channels,
     demo,
     deploy,
@@ -74,6 +75,7 @@ for _group in (
     recover,
 ):
     APP.command(_group.NAME)(_group.command)
+APP.add_typer(audit.APP, name=audit.NAME)
 APP.add_typer(ledger.APP, name=ledger.NAME)
 APP.add_typer(policy.APP, name=policy.NAME)
 APP.add_typer(prices.APP, name=prices.NAME)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from channel.types import Address, TokenUnit
     from mpp_session.operator.export import Entry, Period
 
-__all__ = ["NAME", "By", "Format", "command", "format_cell", "read_time"]
+__all__ = ["NAME", "By", "Format", "command", "format_cell", "open_output", "read_time"]
 
 NAME: Final = "export"
 
@@ -103,7 +103,7 @@ def command(  # noqa: PLR0913 - one parameter an option
         report("payouts and gas are left out: the settings name no chain and payee")
     if not _names(books, *_OF_PAYMENTS):
         report("single payments are left out: the settings name no chain, token and payee")
-    with _open(output) as file:
+    with open_output(output) as file:
         write = _writer(file, format_)
         lines = asyncio.run(_export(books, period, by, write, reads_chain=reads_chain))
     report(f"{count(lines, 'line')} written")
@@ -144,7 +144,7 @@ def _names(books: Books, *names: str) -> bool:
 
 
 @contextlib.contextmanager
-def _open(output: Path | None) -> "Iterator[TextIO]":
+def open_output(output: Path | None) -> "Iterator[TextIO]":
     """Yield the file to write; it is complete on disk when this returns."""
     if output is None:
         yield sys.stdout

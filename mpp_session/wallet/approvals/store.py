@@ -389,6 +389,7 @@ class Approvals:
             agent=question.agent,
             task=question.task,
             approval_id=record.id,
+            request_id=question.request_id,
             state=str(record.state),
             terms_hash=record.terms.exact.hex(),
             amount=str(question.amount),

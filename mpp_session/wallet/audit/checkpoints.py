@@ -18,7 +18,7 @@ from typing import Final, Protocol, Self, TypeVar
 from msgspec.structs import replace
 
 from channel.errors import StoreError
-from channel.files import open_own
+from channel.files import open_own, write_new
 from mpp_session.wallet.audit.canonical import ZERO_HASH, milliseconds
 from mpp_session.wallet.audit.merkle import Tree
 from mpp_session.wallet.audit.notes import (
@@ -106,6 +106,22 @@ class Checkpoints:
     def public_key(self) -> PublicKey:
         """With it, `audit verify` checks the notes. The owner keeps a copy elsewhere."""
         return self._key.public
+
+    def publish(self, path: Path) -> None:
+        """Write the public key to a new file, or leave an equal one as it is.
+
+        Raises:
+            StoreError: The file holds another key, or cannot be used.
+        """
+        text = f"{self.public_key}\n"
+        try:
+            try:
+                write_new(path, text.encode())
+            except FileExistsError:
+                if path.read_bytes() != text.encode():
+                    raise self._refused(f"{path} holds another public key") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be used: {error.strerror or error}") from error
 
     def read(self, db: sqlite3.Connection, at: float) -> Checkpoint | None:
         """Read the new records, and return the checkpoint over all; None where there are none.

@@ -36,14 +36,22 @@ _LIVE: Final = ("open", "closing", "stopped")
 
 
 def decision_fields(
-    ask: Ask, decision: Decision, *, policy_hash: str | None = None
+    ask: Ask, decision: Decision, *, policy_hash: str | None = None, approval_id: str | None = None
 ) -> dict[str, Any]:
-    """Return the fields of a `decision`: everything that was asked, and the answer."""
+    """Return the fields of a `decision`: everything that was asked, and the answer.
+
+    Args:
+        ask: What was asked.
+        decision: The answer.
+        policy_hash: Of the policy that decided.
+        approval_id: Of the approval that was used for it.
+    """
     return {
         "ask": encode_ask(ask),
         "decision": encode_decision(decision),
         "policy_revision": decision.policy_revision,
         "policy_hash": policy_hash,
+        "approval_id": approval_id or None,
     }
 
 

@@ -53,8 +53,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if self.finding is not None:
             return f"record {self.finding.seq}: {self.finding.what}"
         return (
-            f"{self.records} records are unchanged, "
-            f"{self.covered} of them under {self.checkpoints} checkpoints"
+            f"unchanged: {_plural(self.records)}, {self.covered} of them under "
+            f"{_plural(self.checkpoints, 'checkpoint')}"
         )
 
 
@@ -204,8 +204,8 @@ def _size(held: Sequence[Note]) -> int:
     return held[-1].checkpoint.size if held else 0
 
 
-def _plural(count: int) -> str:
-    return "1 record" if count == 1 else f"{count} records"
+def _plural(count: int, noun: str = "record") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _settled(before: bytes, content: bytes, size: int) -> bytes:

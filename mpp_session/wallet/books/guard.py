@@ -105,7 +105,7 @@ class Desk:
         if record is not None and channel is None:
             number = _add_channel(db, ask, record, decision, approval)
         self._book(db, ask, decision, sums, number)
-        self._note(db, ask, decision)
+        self._note(db, ask, decision, approval)
         if ask.amount:
             self._watch.learn(db, ask, is_approved=bool(approval))
 
@@ -239,9 +239,11 @@ class Desk:
             self._seen[ask.agent] = minute
             db.execute(QUERIES["note_seen"], {"agent": ask.agent, "at": minute})
 
-    def _note(self, db: sqlite3.Connection, ask: Ask, decision: Decision) -> None:
-        if ask.is_first or ask.is_commitment:
-            fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
+    def _note(self, db: sqlite3.Connection, ask: Ask, decision: Decision, approval: str) -> None:
+        if ask.is_first or ask.is_commitment or approval:
+            fields = decision_fields(
+                ask, decision, policy_hash=self.policy.hash, approval_id=approval
+            )
             self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
         if ask.kind == "sign" and ask.amount:
             self.trail.append(db, "voucher", at=ask.at, agent=ask.agent, **voucher_fields(ask))

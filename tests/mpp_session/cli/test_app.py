@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mpp_session.cli.app import APP
+from mpp_session.cli.audit import APP as AUDIT
 from mpp_session.cli.ledger import APP as LEDGER
 from mpp_session.cli.policy import APP as POLICY
 from mpp_session.cli.prices import APP as PRICES
@@ -17,6 +18,7 @@ COMMANDS = sorted(info.name or "" for info in APP.registered_commands)
 GROUPED = [
     f"{group} {info.name or info.callback.__name__}"
     for group, app in (
+        ("audit", AUDIT),
         ("ledger", LEDGER),
         ("policy", POLICY),
         ("prices", PRICES),
@@ -51,9 +53,10 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
     shown = start("--help")
     assert shown.returncode == 0
-    groups = ["ledger", "policy", "prices", "wallet"]
+    groups = ["audit", "ledger", "policy", "prices", "wallet"]
     assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in [*COMMANDS, *groups])
     assert sorted(GROUPED) == [
+        *(f"audit {name}" for name in ("export", "report", "search", "show", "verify")),
         *(f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")),
         *(f"policy {name}" for name in ("check", "diff", "explain", "schema")),
         *(f"prices {name}" for name in ("check", "import", "reload", "show")),
@@ -74,7 +77,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     ]
 
 
-@pytest.mark.parametrize("group", [[], ["ledger"], ["policy"], ["prices"], ["wallet"]])
+@pytest.mark.parametrize("group", [[], ["audit"], ["ledger"], ["policy"], ["prices"], ["wallet"]])
 def test_a_list_of_commands_says_what_each_does_in_whole_sentences(
     run: Run, group: list[str]
 ) -> None:
@@ -107,6 +110,8 @@ REFUSED = [
     (["deploy", "--rpc", "http://127.0.0.1:1"], 1, "give --devnet, or also --token"),
     (["deploy", "--rpc", "http://127.0.0.1:1", "--token", "0x12"], 2, "0x12 is not an address"),
     (["policy", "check", "none.toml"], 1, "none.toml cannot be read"),
+    (["audit", "verify", "--home", "none"], 1, "expected a wallet's database at none"),
+    (["audit", "search", "--since", "soon", "--home", "none"], 2, "--since: expected 7d"),
     (["ledger", "check"], 2, "missing: `ledger.url`"),
     (["ledger", "check", "--ledger", "sqlite:///none.db"], 2, "there is no ledger"),
     (["ledger", "import", "none.jsonl", "--ledger", "sqlite:///new.db"], 1, "none.jsonl"),

@@ -245,7 +245,7 @@ def test_another_wallets_database_is_named(path: Path) -> None:
 
 def test_a_report_is_one_line(path: Path) -> None:
     trail = write(path, [3, 2])
-    assert str(trail.report()) == "9 records are unchanged, 7 of them under 2 checkpoints"
+    assert str(trail.report()) == "unchanged: 9 records, 7 of them under 2 checkpoints"
     assert "no public key" in str(verify(trail.db, trail.notes, None))
     trail.db.execute("DELETE FROM trail WHERE seq > 5")
     assert str(trail.report()) == "record 6: missing: the last checkpoint is of 7 records"
