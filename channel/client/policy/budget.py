@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from channel.errors import BudgetExceededError
+from channel.limits import AMOUNT_MAX
 
 __all__ = ["Bound", "Budget", "LockedBudget", "require_within"]
 
@@ -20,6 +21,13 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     total_max: int | None = None
     """For all origins together; None for no bound."""
     window_s: int
+
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether it allows every amount there is."""
+        return self.origin_max >= AMOUNT_MAX and (
+            self.total_max is None or self.total_max >= AMOUNT_MAX
+        )
 
     def bounds(self, *, origin_used: int, total_used: int) -> list["Bound"]:
         """Return the bounds with what was signed within the window."""

@@ -248,7 +248,7 @@ class PaymentStore:
 
         def run() -> ChannelRecord:
             before = self._require(key)
-            bounds = self._bounds(_purpose(before), budget, now)
+            bounds = self._guarded_bounds(_purpose(before), budget, now)
 
             def sign(amount: int) -> ChannelRecord:
                 return self._sign(before, amount, bounds, budget=budget, now=now, context=context)
@@ -282,7 +282,8 @@ class PaymentStore:
         if amount > before.signed:
             increase = amount - before.signed
             require_within(bounds, increase, before.origin)
-            self._count(_purpose(before), increase, budget, now)
+            if not self._leaves_to_guard(budget):
+                self._count(_purpose(before), increase, budget, now)
             after = replace(before, signed=amount, vouchers=before.vouchers + 1)
         if self._guard is not None:
             self._guard.sign(self._connection, before, after, context)
@@ -326,8 +327,10 @@ class PaymentStore:
                     origin=record.origin,
                 )
             purpose = _charge_purpose(record)
-            require_within(self._bounds(purpose, budget, now), record.amount, record.origin)
-            self._count(purpose, record.amount, budget, now)
+            bounds = self._guarded_bounds(purpose, budget, now)
+            require_within(bounds, record.amount, record.origin)
+            if not self._leaves_to_guard(budget):
+                self._count(purpose, record.amount, budget, now)
             if self._guard is not None:
                 self._guard.charge(self._connection, record, context)
             since = int(now - max(KEEP_S, budget.window_s))
@@ -403,6 +406,17 @@ class PaymentStore:
     def _minutes(self, names: Mapping[str, object], since: float) -> dict[int, int]:
         rows = self._execute("load_minutes", {**names, "since": int(since // MINUTE_S)})
         return {row["minute"]: _unpack(row["amount"]) for row in rows}
+
+    def _leaves_to_guard(self, budget: Budget) -> bool:
+        """Return whether a guard counts alone, because the budget bounds nothing."""
+        return self._guard is not None and budget.is_unbounded
+
+    def _guarded_bounds(
+        self, purpose: Mapping[str, object], budget: Budget, now: float
+    ) -> list[Bound]:
+        if self._leaves_to_guard(budget):
+            return budget.bounds(origin_used=0, total_used=0)
+        return self._bounds(purpose, budget, now)
 
     def _bounds(self, purpose: Mapping[str, object], budget: Budget, now: float) -> list[Bound]:
         """Return the bounds of the next signature, with what is used up of them."""

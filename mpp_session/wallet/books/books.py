@@ -317,8 +317,14 @@ class WalletBooks:
         now = self._now()
         self._put_in_force(db, self._desk.policy, now)
         for row in db.execute(QUERIES["load_ended"]).fetchall():  # by another tool
-            settled = unpack(row["settled"])
-            self._desk.end_channel(db, _key(row), settled, now, agent=row["agent"])
+            self._desk.end_channel(
+                db,
+                _key(row),
+                signed=unpack(row["signed"]),
+                settled=unpack(row["settled"]),
+                at=now,
+                agent=row["agent"],
+            )
 
     def _put_in_force(self, db: sqlite3.Connection, policy: PolicyLike, at: float) -> None:
         row = db.execute(QUERIES["load_policy"]).fetchone()
@@ -361,7 +367,7 @@ class WalletBooks:
         for name, envelope in self.policy.envelopes.items():
             scope = f"envelope {name}"
             rows = db.execute(QUERIES["load_counters"], {"scope": scope}).fetchall()
-            names = {
+            names = [
                 Counter(
                     what=row["what"],
                     scope=row["scope"],
@@ -370,12 +376,12 @@ class WalletBooks:
                 )
                 for row in rows
                 if row["token"] == envelope.token
-            }
-            sums = self._desk.sums.read(db, names, now)
-            locked = sum(each.total for each in sums.values() if each.counter.what == "locked")
+            ]
+            sums = [self._desk.sums.read(db, counter, now) for counter in names]
+            locked = sum(each.total for each in sums if each.counter.what == "locked")
             spent = [
                 each
-                for each in sums.values()
+                for each in sums
                 if each.counter.what == "spent" and each.counter.window_s == envelope.window_s
             ]
             ordered: list[Sum | None] = [*sorted(spent, key=lambda each: each.counter.scope)]

@@ -9,7 +9,7 @@ revoked must not go on (okx/wallet-core#21), a freeze must be read before each s
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
@@ -58,6 +58,33 @@ class RefusedError(AgentError):
         self.decision = decision
 
 
+class LazySums(Mapping[Counter, int]):
+    """The sums of a transaction, read from the file where a decision looks at them."""
+
+    def __init__(self, db: sqlite3.Connection, sums: Sums, at: float) -> None:
+        self._db = db
+        self._sums = sums
+        self._at = at
+        self._found: dict[Counter, Sum] = {}
+
+    def row(self, counter: Counter) -> Sum:
+        """Return a sum with how to write it."""
+        found = self._found.get(counter)
+        if found is None:
+            found = self._sums.read(self._db, counter, self._at)
+            self._found[counter] = found
+        return found
+
+    def __getitem__(self, counter: Counter) -> int:
+        return self.row(counter).total
+
+    def __iter__(self) -> Iterator[Counter]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 class Channel(NamedTuple):
     """A channel in these books."""
 
@@ -90,6 +117,7 @@ class Desk:
         self._approvals = approvals
         self._watch = watch
         self._seen: dict[str, int] = {}
+        self._channels: dict[ChannelKey, Channel] = {}
 
     def agree(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord | None = None) -> None:
         """Decide about an ask, and book it.
@@ -97,7 +125,7 @@ class Desk:
         Raises:
             RefusedError: The policy refuses it, or a person must be asked. Nothing is booked.
         """
-        channel = None if record is None else self.find_channel(db, record.key)
+        channel = None if record is None else self._known(db, record.key)
         decision, sums, approval = self._answer(db, ask, channel)
         if decision.action != "allow":
             raise RefusedError(ask, decision)
@@ -121,8 +149,9 @@ class Desk:
 
     def explain(self, db: sqlite3.Connection, ask: Ask) -> tuple[Snapshot, Decision]:
         """Return what an ask would be decided by, and how; nothing is booked or asked."""
-        sums = self.sums.read(db, self._counters_for(self.policy, ask), ask.at)
-        snapshot = self._snapshot(db, ask, sums, None)
+        sums = LazySums(db, self.sums, ask.at)
+        read = {counter: sums[counter] for counter in self._counters_for(self.policy, ask)}
+        snapshot = self._snapshot(db, ask, read, None)
         approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
         if approved is not None:
             snapshot = _with(approved, snapshot)
@@ -145,6 +174,13 @@ class Desk:
             retry_at=decision.retry_at,
         )
 
+    def _known(self, db: sqlite3.Connection, key: ChannelKey) -> Channel | None:
+        """Return a channel, from memory once it was found: its number never changes."""
+        known = self._channels.get(key)
+        if known is None and (known := self.find_channel(db, key)) is not None:
+            self._channels[key] = known
+        return known
+
     def find_channel(self, db: sqlite3.Connection, key: ChannelKey) -> Channel | None:
         """Return a channel that these books know."""
         row = db.execute(
@@ -153,16 +189,24 @@ class Desk:
         return None if row is None else Channel(row["id"], bool(row["is_live"]))
 
     def end_channel(
-        self, db: sqlite3.Connection, key: ChannelKey, settled: int, at: float, *, agent: str
+        self,
+        db: sqlite3.Connection,
+        key: ChannelKey,
+        *,
+        signed: int,
+        settled: int,
+        at: float,
+        agent: str,
     ) -> None:
         """Return what a channel holds and did not pay, once, because it has ended on chain."""
         channel = self.find_channel(db, key)
         if channel is None or not channel.is_live:
             return
         self.sums.lower_locked(db, channel.number, 0)
-        returned = self.sums.give_back(db, channel.number, settled, at)
+        self.sums.give_back(db, channel.number, signed=signed, settled=settled, now=at)
         db.execute(QUERIES["end_channel"], (0, channel.number))
-        if returned:
+        self._channels.pop(key, None)
+        if signed > settled:
             self.trail.append(
                 db,
                 "refund",
@@ -170,14 +214,14 @@ class Desk:
                 agent=agent,
                 channel_id=key.channel_id,
                 settled=settled,
-                returned=returned,
+                returned=signed - settled,
             )
 
     def _answer(
         self, db: sqlite3.Connection, ask: Ask, channel: Channel | None
-    ) -> tuple[Decision, dict[Counter, Sum], str]:
+    ) -> tuple[Decision, LazySums, str]:
         """Return the decision, the sums it read, and the id of the approval it used."""
-        sums = self.sums.read(db, self._counters_for(self.policy, ask), ask.at)
+        sums = LazySums(db, self.sums, ask.at)
         snapshot = self._snapshot(db, ask, sums, channel)
         decision = self._decide(self.policy, ask, snapshot)
         if decision.action != "ask":  # an approval is for what is not allowed without it
@@ -192,11 +236,17 @@ class Desk:
         return decision, sums, used or ""
 
     def _snapshot(
-        self, db: sqlite3.Connection, ask: Ask, sums: dict[Counter, Sum], channel: Channel | None
+        self,
+        db: sqlite3.Connection,
+        ask: Ask,
+        sums: Mapping[Counter, int],
+        channel: Channel | None,
     ) -> Snapshot:
         stops = db.execute(QUERIES["load_stops"]).fetchall()
-        (channels,) = db.execute(QUERIES["count_channels"], (ask.agent, ask.origin)).fetchone()
-        breaker, finding, never_paid = None, "", frozenset[First]()
+        channels, breaker, finding, never_paid = 0, None, "", frozenset[First]()
+        if ask.kind == "deposit":  # which may open one more
+            (channels,) = db.execute(QUERIES["count_channels"], (ask.agent, ask.origin)).fetchone()
+            channels -= channel is not None and channel.is_live
         if ask.is_first or ask.is_commitment:  # a request that is served goes on
             breaker = self._watch.breaker(db, ask.agent, ask.origin, ask.at)
             finding = self._watch.finding(db, ask)
@@ -205,8 +255,8 @@ class Desk:
         return Snapshot(
             frozen=frozenset(row["scope"] for row in stops if row["kind"] == "freeze"),
             revoked=frozenset(row["scope"] for row in stops if row["kind"] == "revoke"),
-            sums={counter: each.total for counter, each in sums.items()},
-            channels=channels - (channel is not None and channel.is_live),
+            sums=sums,
+            channels=channels,
             streams=self.running.streams(ask.agent, ask.origin, without=ask.request_id),
             never_paid=never_paid,
             breaker_until=None if breaker is None else breaker[1],
@@ -219,18 +269,14 @@ class Desk:
         db: sqlite3.Connection,
         ask: Ask,
         decision: Decision,
-        sums: dict[Counter, Sum],
+        sums: LazySums,
         channel: int | None,
     ) -> None:
-        for counter in decision.counters:
-            if counter.what == "requests":
-                amount, whose = int(ask.is_first), None
-            elif (counter.what == "locked") == (ask.kind == "deposit"):
-                amount, whose = ask.amount, channel
-            else:
-                continue
-            each = sums.get(counter) or self.sums.read(db, (counter,), ask.at)[counter]
-            self.sums.add(db, each, amount, ask.at, whose)
+        booked = [self._add(db, ask, sums.row(counter), channel) for counter in decision.counters]
+        if ask.kind == "sign" and ask.amount and channel is not None:
+            spent = [each for each in booked if each is not None]
+            before = ask.total - ask.amount
+            self.sums.add_entries(db, channel, spent, before=before, after=ask.total, now=ask.at)
         if ask.is_commitment:
             for what, value in zip(_FIRSTS, _firsts(ask), strict=True):
                 db.execute(QUERIES["note_paid"], (ask.agent, what, value))
@@ -238,6 +284,18 @@ class Desk:
         if self._seen.get(ask.agent) != minute:
             self._seen[ask.agent] = minute
             db.execute(QUERIES["note_seen"], {"agent": ask.agent, "at": minute})
+
+    def _add(self, db: sqlite3.Connection, ask: Ask, to: Sum, channel: int | None) -> Sum | None:
+        """Add an ask to a sum, and return it if it is one of what is spent."""
+        match to.counter.what:
+            case "requests" if ask.is_first:
+                self.sums.add(db, to, 1, ask.at)
+            case "locked" if ask.kind == "deposit" and ask.amount and channel is not None:
+                self.sums.lock(db, to, ask.amount, ask.at, channel)
+            case "spent" if ask.kind != "deposit" and ask.amount:
+                self.sums.add(db, to, ask.amount, ask.at)
+                return to
+        return None
 
     def _note(self, db: sqlite3.Connection, ask: Ask, decision: Decision, approval: str) -> None:
         if ask.is_first or ask.is_commitment or approval:
@@ -303,7 +361,14 @@ class AgentGuard:
         at = self._now()
         self._record_change(db, before, after, at)
         if after.state == "closed":
-            self._desk.end_channel(db, after.key, after.settled, at, agent=self._agent)
+            self._desk.end_channel(
+                db,
+                after.key,
+                signed=after.signed,
+                settled=after.settled,
+                at=at,
+                agent=self._agent,
+            )
         elif before.locked != after.locked:
             channel = self._desk.find_channel(db, after.key)
             if channel is not None and after.locked < before.locked:

@@ -1,24 +1,25 @@
 """Sums that decisions read and allowed asks increase, over rolling windows.
 
-A window is divided into sixty buckets, of at least a second. The oldest counts in full, and what
-comes back when a channel ends is taken from the oldest first. So a sum is never below what was
-committed within the window, and above it by a bucket at most.
+A window is divided into sixty buckets, of at least a second. The oldest counts in full. So a sum is
+never below what was committed within the window, and above it by a bucket at most.
 
-What a channel returns is known by its own entries: `signed - settled` of each sum that it was
-counted to, and no more than the channel added to it within the window. It is returned once, since
-the entries go with the channel (tempo#2466: a fee that was reserved and not used never came back).
+An entry says which part of a channel's cumulative amount was counted to a sum, in which bucket. A
+payee is paid the first part of that amount, so when the channel ends, what lies above `settled` is
+taken from exactly the buckets that it was added to. It is returned once, since the entries go with
+the channel (tempo#2466: a fee that was reserved and not used never came back).
 
-Every method runs in the caller's transaction; nothing is kept in memory but the numbers of rows
-that were committed before.
+Every method runs in the caller's transaction. What is kept in memory saves queries only: it is
+compared with what is stored, and a change that was undone leaves nothing that matters.
 """
 
 import math
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
-from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from channel.sql import parse_queries
 from mpp_session.wallet.types import Counter
@@ -34,13 +35,8 @@ BUCKETS: Final = 60
 _KEPT: Final = BUCKETS + 4
 """Buckets that are kept beyond the window, for a clock that is set back and for a longer window."""
 _BYTES: Final = 16
-_LEFT_BEHIND: Final = -1
 _EVER: Final = 0
 """The bucket of a sum without a window."""
-_BY_IDS: Final = [
-    f"SELECT id, total, since FROM counter WHERE id IN ({', '.join('?' * count)})"  # noqa: S608
-    for count in range(33)
-]
 
 
 def pack(amount: int) -> bytes:
@@ -65,20 +61,43 @@ def bucket_s(window_s: int) -> int:
 
 
 class Sum:
-    """A sum as a transaction read it: what it is now, and how to write it."""
+    """A sum as a transaction read it, and how to write it."""
 
-    __slots__ = ("carried", "counter", "id", "is_moved", "since", "total")
+    __slots__ = ("carried", "counter", "head", "head_amount", "id", "is_moved", "since", "total")
 
-    def __init__(self, counter: Counter, number: int | None, total: int, since: int) -> None:
+    def __init__(self, counter: Counter, row: Sequence[int | bytes | None]) -> None:
+        number, total, since, head, head_amount = row
         self.counter = counter
-        self.id = number
+        self.id: int | None = number  # type: ignore[assignment]  # as the columns are typed
         """None before it is first added to."""
-        self.total = total
-        self.since = since
+        self.total = unpack(total)  # type: ignore[arg-type]
+        """Of the window, from bucket `since` on."""
+        self.since: int = since  # type: ignore[assignment]
+        self.head: int = head  # type: ignore[assignment]
+        """The bucket that was added to last. It has no row of its own yet; none has without a
+        window."""
+        self.head_amount = unpack(head_amount)  # type: ignore[arg-type]
         self.is_moved = False
         """Whether buckets have left the window since it was stored."""
         self.carried: list[tuple[int, int]] = []
         """Buckets that a new sum takes over from the same one over another window."""
+
+    @property
+    def window_s(self) -> int | None:
+        """None counts for ever."""
+        return self.counter.window_s
+
+    def bucket(self, at: float) -> int:
+        """Return the bucket of a time."""
+        return _bucket_at(self.counter, at)
+
+
+class _Counting(NamedTuple):
+    """What a channel's vouchers are counted to, and its amount after the last of them."""
+
+    places: frozenset[tuple[int, int]]
+    """Sums and buckets."""
+    signed: int
 
 
 class Sums:
@@ -86,126 +105,126 @@ class Sums:
 
     def __init__(self) -> None:
         self._ids: dict[Counter, int] = {}
-        self._folded: dict[tuple[int, int], int] = {}
-        """The bucket in which a channel's old entries of a sum were last added up."""
+        self._counting: dict[int, _Counting] = {}
 
-    def read(
-        self, db: sqlite3.Connection, counters: Collection[Counter], now: float
-    ) -> dict[Counter, Sum]:
-        """Return sums at a time, in one query for those that are known."""
-        known = {self._ids[counter]: counter for counter in counters if counter in self._ids}
-        found: dict[Counter, Sum] = {}
-        ids = list(known)
-        while ids:
-            part, ids = ids[: len(_BY_IDS) - 1], ids[len(_BY_IDS) - 1 :]
-            for number, total, since in db.execute(_BY_IDS[len(part)], part):
-                counter = known[number]
-                found[counter] = Sum(counter, number, unpack(total), since)
-        for counter in counters:
-            if counter not in found:
-                found[counter] = self._find(db, counter, now)
-        for each in found.values():
-            _move(db, each, now)
+    def read(self, db: sqlite3.Connection, counter: Counter, now: float) -> Sum:
+        """Return a sum at a time; one that was never added to is 0."""
+        number = self._ids.get(counter)
+        if number is None:
+            found = self._find(db, counter, now)
+        else:
+            found = Sum(counter, db.execute(QUERIES["load_counter"], (number,)).fetchone())
+        _move(db, found, now)
         return found
 
-    def add(
-        self, db: sqlite3.Connection, to: Sum, amount: int, now: float, channel: int | None
-    ) -> None:
-        """Add to a sum that was read in this transaction, on behalf of a channel or of none."""
-        if amount == 0:
-            return
-        window_s = to.counter.window_s
+    def add(self, db: sqlite3.Connection, to: Sum, amount: int, now: float) -> None:
+        """Add to a sum that was read in this transaction."""
         to.total += amount
+        if to.window_s is not None:
+            bucket = to.bucket(now)
+            if bucket != to.head:
+                if to.id is not None and to.head_amount:
+                    db.execute(QUERIES["add_bucket"], (to.id, to.head, pack(to.head_amount)))
+                to.head, to.head_amount = bucket, 0
+            to.head_amount += amount
         if to.id is None:
             self._create(db, to)
         else:
-            db.execute(QUERIES["update_counter"], (pack(to.total), to.since, to.id))
-        packed = pack(amount)
-        bucket = _EVER
-        if window_s is not None:
-            bucket = math.floor(now / bucket_s(window_s))
-            db.execute(QUERIES["add_bucket"], (to.id, bucket, packed))
-            if to.is_moved:
-                db.execute(QUERIES["delete_buckets"], (to.id, to.since - _KEPT))
-        if channel is not None and to.id is not None:
-            db.execute(QUERIES["add_entry"], (channel, to.id, bucket, packed))
-            if self._folded.get((channel, to.id)) != bucket:
-                self._folded[channel, to.id] = bucket
-                _fold(db, channel, to.id, to.since - _KEPT)
+            _store(db, to)
+        if to.is_moved and to.window_s is not None:
+            db.execute(QUERIES["delete_buckets"], (to.id, to.since - _KEPT))
+
+    def add_entries(
+        self,
+        db: sqlite3.Connection,
+        channel: int,
+        sums: Collection[Sum],
+        *,
+        before: int,
+        after: int,
+        now: float,
+    ) -> None:
+        """Note what a channel's amounts from `before` to `after` were added to.
+
+        Mostly nothing is written: an entry goes on until its bucket or the sums change. If the last
+        voucher was undone, or another process made it, all entries end at `before`.
+        """
+        places = frozenset((each.id, each.bucket(now)) for each in sums if each.id is not None)
+        last = self._counting.get(channel)
+        self._counting[channel] = _Counting(places, after)
+        if last is not None and last.signed == before:
+            if last.places == places:
+                return
+            for counter, bucket in last.places - places:
+                db.execute(QUERIES["end_entry"], (pack(before), channel, counter, bucket))
+            new = places - last.places
+        else:
+            db.execute(QUERIES["end_entries"], (pack(before), channel))
+            new = places
+        for each in sums:
+            place = (each.id, each.bucket(now))
+            if place in new:
+                db.execute(QUERIES["add_entry"], (channel, *place, pack(before)))
+                if each.window_s is not None:
+                    values = (channel, each.id, each.since - _KEPT)
+                    db.execute(QUERIES["delete_old_entries"], values)
+
+    def lock(self, db: sqlite3.Connection, to: Sum, amount: int, now: float, channel: int) -> None:
+        """Add to a sum of deposits, and note it of the channel."""
+        self.add(db, to, amount, now)
+        db.execute(QUERIES["add_lock"], (channel, to.id, pack(amount)))
 
     def lower_locked(self, db: sqlite3.Connection, channel: int, locked: int) -> None:
         """Make no sum of deposits count more of a channel than lies in it now."""
-        for counter, _, amount, _, total, since in db.execute(
-            QUERIES["load_entries"], (channel, "locked")
-        ).fetchall():
+        for counter, amount in db.execute(QUERIES["load_locks"], (channel,)).fetchall():
             back = unpack(amount) - locked
             if back > 0:
-                values = (pack(unpack(total) - back), since, counter)
-                db.execute(QUERIES["update_counter"], values)
-                db.execute(QUERIES["store_entry"], (channel, counter, _EVER, pack(locked)))
+                db.execute(QUERIES["take_locked"], (pack(back), counter))
+                db.execute(QUERIES["store_lock"], (channel, counter, pack(locked)))
 
     def raise_locked(self, db: sqlite3.Connection, channel: int, increase: int) -> None:
         """Count more of a channel, because the chain shows more in it."""
-        for counter, bucket, amount, _, total, since in db.execute(
-            QUERIES["load_entries"], (channel, "locked")
-        ).fetchall():
-            values = (pack(unpack(total) + increase), since, counter)
-            db.execute(QUERIES["update_counter"], values)
-            entry = (channel, counter, bucket, pack(unpack(amount) + increase))
-            db.execute(QUERIES["store_entry"], entry)
+        packed = pack(increase)
+        for counter, _ in db.execute(QUERIES["load_locks"], (channel,)).fetchall():
+            db.execute(QUERIES["give_locked"], (packed, counter))
+            db.execute(QUERIES["add_lock"], (channel, counter, packed))
 
-    def give_back(self, db: sqlite3.Connection, channel: int, settled: int, now: float) -> int:
-        """Return what a channel signed and did not pay, and forget its entries.
-
-        Returns:
-            The greatest amount that a sum got back, in base units.
-        """
-        rows = db.execute(QUERIES["load_entries"], (channel, "spent")).fetchall()
-        most = 0
-        for number, group in groupby(rows, itemgetter("counter")):
-            entries = list(group)
-            booked = sum(unpack(row["amount"]) for row in entries)
-            back = max(0, booked - settled)
-            most = max(most, back)
-            self._take(db, number, entries, back, now)
-            self._folded.pop((channel, number), None)
-        db.execute(QUERIES["delete_entries"], (channel,))
-        return most
-
-    def _take(
-        self,
-        db: sqlite3.Connection,
-        number: int,
-        entries: list[sqlite3.Row],
-        back: int,
-        now: float,
+    def give_back(
+        self, db: sqlite3.Connection, channel: int, *, signed: int, settled: int, now: float
     ) -> None:
-        row = entries[0]
-        window_s = row["window_s"] or None
-        counter = Counter(what="spent", scope="", token="", window_s=window_s)
-        current = Sum(counter, number, unpack(row["total"]), row["since"])
-        _move(db, current, now)
-        for entry in entries:  # the oldest first
-            is_counted = window_s is None or entry["bucket"] >= current.since
-            part = min(back, unpack(entry["amount"])) if is_counted else 0
-            if part and window_s is not None:
-                db.execute(QUERIES["take_bucket"], (pack(part), number, entry["bucket"]))
-            back -= part
-            current.total -= part
-        db.execute(QUERIES["update_counter"], (pack(current.total), current.since, number))
+        """Return what a channel signed and did not pay, and forget its entries."""
+        rows = db.execute(QUERIES["load_entries"], (channel,)).fetchall()
+        sums: dict[int, Sum] = {}
+        for row in rows:
+            number = row["counter"]
+            if number not in sums:
+                window_s = row["window_s"] or None
+                counter = Counter(what="spent", scope="", token="", window_s=window_s)
+                sums[number] = Sum(
+                    counter, db.execute(QUERIES["load_counter"], (number,)).fetchone()
+                )
+                _move(db, sums[number], now)
+            last = signed if row["last"] is None else unpack(row["last"])
+            back = last - max(unpack(row["first"]), settled)
+            if back > 0:
+                _take(db, sums[number], row["bucket"], back)
+        for each in sums.values():
+            _store(db, each)
+        db.execute(QUERIES["delete_entries"], (channel,))
+        db.execute(QUERIES["delete_locks"], (channel,))
+        self._counting.pop(channel, None)
 
     def next_release(
         self, db: sqlite3.Connection, each: Sum, now: float
     ) -> tuple[float, int] | None:
         """Return when the oldest part of a sum leaves its window, and how much that is."""
-        window_s = each.counter.window_s
-        if window_s is None or each.id is None:
+        if each.window_s is None:
             return None
-        step = bucket_s(window_s)
-        last = math.floor(now / step) + _KEPT
-        for bucket, amount in db.execute(QUERIES["load_buckets"], (each.id, each.since, last)):
-            if unpack(amount):
-                return float((bucket + 1) * step + window_s), unpack(amount)
+        step = bucket_s(each.window_s)
+        last = max(each.bucket(now), each.head) + 1
+        for bucket, amount in sorted(_rows(db, each, each.since, last)):
+            if amount:
+                return float((bucket + 1) * step + each.window_s), amount
         return None
 
     def _find(self, db: sqlite3.Connection, counter: Counter, now: float) -> Sum:
@@ -213,9 +232,9 @@ class Sums:
         row = db.execute(QUERIES["find_counter"], (*name, counter.window_s or _EVER)).fetchone()
         if row is not None:
             self._ids[counter] = row["id"]
-            return Sum(counter, row["id"], unpack(row["total"]), row["since"])
+            return Sum(counter, row)
         since = _first_bucket(counter, now)
-        new = Sum(counter, None, 0, since)
+        new = Sum(counter, (None, pack(0), since, _bucket_at(counter, now), pack(0)))
         for bucket, amount in _carry(db, counter, now):
             new.carried.append((bucket, amount))
             new.total += amount if bucket >= since else 0
@@ -224,11 +243,27 @@ class Sums:
     def _create(self, db: sqlite3.Connection, new: Sum) -> None:
         counter = new.counter
         name = (counter.what, counter.scope, counter.token, counter.window_s or _EVER)
-        values = (*name, pack(new.total), new.since)
+        values = (*name, pack(new.total), new.since, new.head, pack(new.head_amount))
         new.id = db.execute(QUERIES["add_counter"], values).lastrowid
         if counter.window_s is not None:
             for bucket, amount in new.carried:
                 db.execute(QUERIES["add_bucket"], (new.id, bucket, pack(amount)))
+
+
+def _store(db: sqlite3.Connection, each: Sum) -> None:
+    values = (pack(each.total), each.since, each.head, pack(each.head_amount), each.id)
+    db.execute(QUERIES["update_counter"], values)
+
+
+def _rows(db: sqlite3.Connection, each: Sum, first: int, last: int) -> list[tuple[int, int]]:
+    """Return buckets and amounts from `first` to before `last`; those of a bucket may be two."""
+    if each.id is None:
+        return []
+    rows = db.execute(QUERIES["load_buckets"], (each.id, first, last))
+    found = [(bucket, unpack(amount)) for bucket, amount in rows]
+    if first <= each.head < last:
+        found.append((each.head, each.head_amount))
+    return found
 
 
 def _first_bucket(counter: Counter, now: float) -> int:
@@ -243,21 +278,21 @@ def _move(db: sqlite3.Connection, each: Sum, now: float) -> None:
     first, since = _first_bucket(each.counter, now), each.since
     if first == since:
         return
-    if each.id is not None:
-        values = (each.id, min(first, since), max(first, since))
-        rows = db.execute(QUERIES["load_buckets"], values)
-        change = sum(unpack(amount) for _, amount in rows)
-        each.total += change if first < since else -change
+    change = sum(amount for _, amount in _rows(db, each, min(first, since), max(first, since)))
+    each.total += change if first < since else -change
     each.since, each.is_moved = first, True
 
 
-def _fold(db: sqlite3.Connection, channel: int, number: int, first: int) -> None:
-    """Add up the entries of a channel that no window reaches any more."""
-    rows = db.execute(QUERIES["load_old_entries"], (channel, number, first)).fetchall()
-    if rows:
-        total = sum(unpack(amount) for _, amount in rows)
-        db.execute(QUERIES["delete_old_entries"], (channel, number, first))
-        db.execute(QUERIES["add_entry"], (channel, number, _LEFT_BEHIND, pack(total)))
+def _take(db: sqlite3.Connection, each: Sum, bucket: int, back: int) -> None:
+    """Take from a bucket; one that has left the window counts nowhere any more."""
+    if each.window_s is None:
+        each.total -= back
+    elif bucket >= each.since:
+        each.total -= back
+        of_head = min(back, each.head_amount) if bucket == each.head else 0
+        each.head_amount -= of_head
+        if back > of_head:
+            db.execute(QUERIES["take_bucket"], (pack(back - of_head), each.id, bucket))
 
 
 def _carry(db: sqlite3.Connection, counter: Counter, now: float) -> Iterator[tuple[int, int]]:
@@ -268,19 +303,19 @@ def _carry(db: sqlite3.Connection, counter: Counter, now: float) -> Iterator[tup
     """
     if counter.what == "locked":
         return
-    rows = db.execute(
-        QUERIES["find_windows"], (counter.what, counter.scope, counter.token)
-    ).fetchall()
+    name = (counter.what, counter.scope, counter.token)
+    rows = db.execute(QUERIES["find_windows"], name).fetchall()
     if not rows:
         return
-    source = _closest(rows, counter.window_s)
-    if not source["window_s"]:
-        yield _bucket_at(counter, now), unpack(source["total"])
+    window_s, *row = _closest(rows, counter.window_s)
+    source = Sum(replace(counter, window_s=window_s or None), row)
+    if source.window_s is None:
+        yield _bucket_at(counter, now), source.total
         return
-    step = bucket_s(source["window_s"])
-    last = math.floor(now / step) + _KEPT
-    for bucket, amount in db.execute(QUERIES["load_buckets"], (source["id"], 0, last)).fetchall():
-        yield _bucket_at(counter, (bucket + 1) * step - 1), unpack(amount)
+    step = bucket_s(source.window_s)
+    last = max(source.bucket(now), source.head) + _KEPT
+    for bucket, amount in _rows(db, source, 0, last):
+        yield _bucket_at(counter, (bucket + 1) * step - 1), amount
 
 
 def _closest(rows: list[sqlite3.Row], window_s: int | None) -> sqlite3.Row:

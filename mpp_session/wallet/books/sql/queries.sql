@@ -18,30 +18,45 @@ SELECT revision, hash FROM policy_in_force;
 -- Another policy decides from now on.
 INSERT OR REPLACE INTO policy_in_force VALUES (1, :revision, :hash, :since);
 
+-- load_counter --
+-- One sum.
+SELECT id, total, since, head, head_amount FROM counter WHERE id = ?;
+
 -- find_counter --
 -- One sum by its name.
-SELECT id, total, since FROM counter WHERE what = ? AND scope = ? AND token = ? AND window_s = ?;
+SELECT id, total, since, head, head_amount FROM counter
+WHERE what = ? AND scope = ? AND token = ? AND window_s = ?;
 
 -- find_windows --
 -- The sums of one name over any window.
-SELECT id, window_s, total FROM counter WHERE what = ? AND scope = ? AND token = ?;
+SELECT window_s, id, total, since, head, head_amount FROM counter
+WHERE what = ? AND scope = ? AND token = ?;
 
 -- load_counters --
--- The sums of one scope, and of the scopes within it.
-SELECT id, what, scope, token, window_s, total, since FROM counter
+-- The names of the sums of one scope, and of the scopes within it.
+SELECT what, scope, token, window_s FROM counter
 WHERE scope = :scope OR substr(scope, 1, length(:scope) + 1) = :scope || ' ';
 
 -- add_counter --
 -- A new sum.
-INSERT INTO counter (what, scope, token, window_s, total, since) VALUES (?, ?, ?, ?, ?, ?);
+INSERT INTO counter (what, scope, token, window_s, total, since, head, head_amount)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- update_counter --
 -- Writes a sum.
-UPDATE counter SET total = ?, since = ? WHERE id = ?;
+UPDATE counter SET total = ?, since = ?, head = ?, head_amount = ? WHERE id = ?;
+
+-- take_locked --
+-- Takes from a sum of deposits.
+UPDATE counter SET total = minus(total, ?) WHERE id = ?;
+
+-- give_locked --
+-- Adds to a sum of deposits.
+UPDATE counter SET total = plus(total, ?) WHERE id = ?;
 
 -- load_buckets --
 -- The amounts of a span of time.
-SELECT bucket, amount FROM bucket WHERE counter = ? AND bucket >= ? AND bucket < ? ORDER BY bucket;
+SELECT bucket, amount FROM bucket WHERE counter = ? AND bucket >= ? AND bucket < ?;
 
 -- add_bucket --
 -- Adds to an amount.
@@ -57,33 +72,46 @@ UPDATE bucket SET amount = minus(amount, ?) WHERE counter = ? AND bucket = ?;
 DELETE FROM bucket WHERE counter = ? AND bucket < ?;
 
 -- add_entry --
--- Adds to what a channel added to a sum.
-INSERT INTO envelope_entry VALUES (?, ?, ?, ?)
-ON CONFLICT (channel, counter, bucket) DO UPDATE SET amount = plus(amount, excluded.amount);
+-- A channel's amounts are added to a sum from here on.
+INSERT OR REPLACE INTO envelope_entry VALUES (?, ?, ?, ?, NULL);
 
--- store_entry --
--- Writes it.
-INSERT OR REPLACE INTO envelope_entry VALUES (?, ?, ?, ?);
+-- end_entry --
+-- From here on they are not.
+UPDATE envelope_entry SET last = ? WHERE channel = ? AND counter = ? AND bucket = ? AND last IS NULL;
+
+-- end_entries --
+-- From here on they are added to nothing.
+UPDATE envelope_entry SET last = ? WHERE channel = ? AND last IS NULL;
 
 -- load_entries --
--- What a channel added to the sums of one kind.
-SELECT counter, bucket, amount, window_s, total, since
-FROM envelope_entry JOIN counter ON id = counter
-WHERE channel = ? AND what = ?
-ORDER BY counter, bucket;
-
--- load_old_entries --
--- What a window has left behind.
-SELECT bucket, amount FROM envelope_entry
-WHERE channel = ? AND counter = ? AND bucket >= 0 AND bucket < ?;
+-- What a channel's amounts were added to.
+SELECT counter, bucket, first, last, window_s FROM envelope_entry JOIN counter ON id = counter
+WHERE channel = ?;
 
 -- delete_old_entries --
--- The same, once it is added to bucket -1.
-DELETE FROM envelope_entry WHERE channel = ? AND counter = ? AND bucket >= 0 AND bucket < ?;
+-- Forgets what no window reaches any more.
+DELETE FROM envelope_entry WHERE channel = ? AND counter = ? AND bucket < ?;
 
 -- delete_entries --
 -- A channel has ended.
 DELETE FROM envelope_entry WHERE channel = ?;
+
+-- add_lock --
+-- Adds to what of a deposit was added to a sum.
+INSERT INTO envelope_lock VALUES (?, ?, ?)
+ON CONFLICT (channel, counter) DO UPDATE SET amount = plus(amount, excluded.amount);
+
+-- store_lock --
+-- Writes it.
+INSERT OR REPLACE INTO envelope_lock VALUES (?, ?, ?);
+
+-- load_locks --
+-- What of a deposit was added to sums.
+SELECT counter, amount FROM envelope_lock WHERE channel = ?;
+
+-- delete_locks --
+-- A channel has ended.
+DELETE FROM envelope_lock WHERE channel = ?;
 
 -- find_channel --
 -- The number of a channel in these books.
@@ -117,7 +145,8 @@ SELECT agent, count(*) AS channels FROM channel_purpose WHERE is_live = 1 GROUP 
 
 -- load_ended --
 -- Channels that ended, which these books do not know yet.
-SELECT account.chain_id, account.escrow, account.channel_id, account.settled, channel_purpose.agent
+SELECT account.chain_id, account.escrow, account.channel_id, account.signed, account.settled,
+    channel_purpose.agent
 FROM channel_purpose JOIN account USING (chain_id, escrow, channel_id)
 WHERE is_live = 1 AND state = 'closed';
 

@@ -19,17 +19,19 @@ CREATE TABLE IF NOT EXISTS stop (
 
 -- One sum that decisions read. With a window, `total` is that of its buckets from `since` on.
 CREATE TABLE IF NOT EXISTS counter (
-    id        INTEGER PRIMARY KEY,
-    what      TEXT    NOT NULL,  -- spent, locked or requests
-    scope     TEXT    NOT NULL,
-    token     TEXT    NOT NULL,
-    window_s  INTEGER NOT NULL,  -- 0 counts for ever
-    total     BLOB    NOT NULL,
-    since     INTEGER NOT NULL,  -- a bucket
+    id           INTEGER PRIMARY KEY,
+    what         TEXT    NOT NULL,  -- spent, locked or requests
+    scope        TEXT    NOT NULL,
+    token        TEXT    NOT NULL,
+    window_s     INTEGER NOT NULL,  -- 0 counts for ever
+    total        BLOB    NOT NULL,
+    since        INTEGER NOT NULL,  -- a bucket
+    head         INTEGER NOT NULL,  -- the bucket that was added to last
+    head_amount  BLOB    NOT NULL,  -- of it, until another bucket is added to
     UNIQUE (what, scope, token, window_s)
 ) STRICT;
 
--- What was added to a sum in one sixtieth of its window.
+-- What was added to a sum in one sixtieth of its window, but for the last one.
 CREATE TABLE IF NOT EXISTS bucket (
     counter  INTEGER NOT NULL,
     bucket   INTEGER NOT NULL,  -- Unix seconds / seconds of a bucket
@@ -57,14 +59,22 @@ CREATE TABLE IF NOT EXISTS channel_purpose (
 
 CREATE INDEX IF NOT EXISTS live_channel ON channel_purpose (agent, origin) WHERE is_live = 1;
 
--- What one live channel added to a sum, by bucket: returned from here when the channel ends.
--- Bucket -1 holds what the window has left behind.
+-- The part of a live channel's cumulative amount that was added to a sum, in one bucket.
 CREATE TABLE IF NOT EXISTS envelope_entry (
     channel  INTEGER NOT NULL,
     counter  INTEGER NOT NULL,
     bucket   INTEGER NOT NULL,
+    first    BLOB    NOT NULL,
+    last     BLOB,  -- NULL: up to what the channel has signed
+    PRIMARY KEY (channel, counter, bucket, first)
+) STRICT, WITHOUT ROWID;
+
+-- What of a live channel's deposit was added to a sum.
+CREATE TABLE IF NOT EXISTS envelope_lock (
+    channel  INTEGER NOT NULL,
+    counter  INTEGER NOT NULL,
     amount   BLOB    NOT NULL,
-    PRIMARY KEY (channel, counter, bucket)
+    PRIMARY KEY (channel, counter)
 ) STRICT, WITHOUT ROWID;
 
 -- What an agent has committed money to before.

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from channel.client.funding.signer import LocalSigner
+from channel.client.policy.budget import Budget
 from channel.client.policy.context import PURPOSE, PaymentContext
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
@@ -20,6 +21,7 @@ from channel.errors import (
     PolicyRefusedError,
     StoreError,
 )
+from channel.limits import AMOUNT_MAX
 from channel.types import ChannelId, TxHash
 from tests.channel.client.conftest import OpenAgent, policy_of
 from tests.channel.client.payment.test_charges import Shop, policy
@@ -275,6 +277,34 @@ async def test_an_agents_view_closes_alone(tmp_path: Path) -> None:
     await store.close()
     with pytest.raises(StoreError):
         await bob.records()
+
+
+async def test_a_guard_counts_alone_where_the_budget_bounds_nothing(tmp_path: Path) -> None:
+    """What cannot be exceeded is not counted a second time."""
+    store = await PaymentStore.open(tmp_path / "store.db")
+    view = store.for_agent(AGENT, Notes())
+    await view.add(account_of(), channels_max=1, locked=UNBOUND)
+    seen: list[int] = []
+
+    def choose(record: ChannelRecord, left: int) -> int:
+        seen.append(left)
+        return record.signed + 10
+
+    unbound = Budget(origin_max=AMOUNT_MAX, total_max=AMOUNT_MAX, window_s=60)
+    for budget, minutes in ((unbound, 0), (of(AMOUNT_MAX), 0), (of(AMOUNT_MAX - 1), 1)):
+        await view.sign_for(KEY, choose, budget=budget, now=NOW)
+        count = await store.transact(
+            lambda db: db.execute("SELECT count(*) FROM signed_minute").fetchone()[0]
+        )
+        assert count == minutes
+    await view.add_charge(charge_of(), budget=unbound, now=NOW)
+    assert seen == [AMOUNT_MAX, AMOUNT_MAX, AMOUNT_MAX - 1]
+    assert await notes_of(store) == [
+        ("deposit", 1_000, 1_000),
+        *(("sign", 10, total) for total in (10, 20, 30)),
+        ("charge", 30, 30),
+    ]
+    await store.close()
 
 
 async def test_budgets_count_all_agents_of_a_file(tmp_path: Path) -> None:

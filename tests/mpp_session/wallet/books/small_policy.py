@@ -15,13 +15,14 @@ from channel.client.policy.context import PaymentContext
 from channel.client.policy.policy import Offer
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
+from channel.limits import AMOUNT_MAX
 from channel.types import ZERO_ADDRESS, Address, ChannelId, ChannelKey, ChannelTerms
 from channel.wire.challenge import Challenge, SessionRequest
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot, WalletRequest
 
-FREE = Budget(origin_max=2**120, window_s=3_600)
-UNBOUND = LockedBudget(2**120, 2**120)
+FREE = Budget(origin_max=AMOUNT_MAX, window_s=3_600)
+UNBOUND = LockedBudget(AMOUNT_MAX, AMOUNT_MAX)
 ORIGIN = "https://api.example:443"
 NOW = 1_750_000_000.0
 CHAIN_ID = 31337
@@ -106,7 +107,8 @@ def _answer(policy: Policy, ask: Ask, snapshot: Snapshot) -> Answer:
     ):
         if is_over:
             return "deny", code
-    for counter, total in snapshot.sums.items():
+    for counter in counters_for(policy, ask):
+        total = snapshot.sums.get(counter, 0)
         envelope = policy.envelopes[counter.scope.removeprefix("envelope ")]
         is_locked = counter.what == "locked"
         if total + ask.amount > (envelope.locked_max if is_locked else envelope.amount):

@@ -70,10 +70,8 @@ class Spend:
         self.channel = channel
         self.at = at
         self.amount = amount
-        self.kept = dict.fromkeys(TREE[agent], amount)
-        """What each envelope counts of it: all, until its channel returns some."""
         self.owed = amount
-        """What it cost in the end."""
+        """What it cost in the end: all, until its channel returns some."""
 
 
 class Books(RuleBasedStateMachine):
@@ -120,9 +118,7 @@ class Books(RuleBasedStateMachine):
     def counted(self, name: str) -> int:
         oldest = self.window(name)[1]
         return sum(
-            each.kept[name]
-            for each in self.spends
-            if name in TREE[each.agent] and each.at >= oldest
+            each.owed for each in self.spends if name in TREE[each.agent] and each.at >= oldest
         )
 
     def truth(self, name: str) -> int:
@@ -221,12 +217,6 @@ class Books(RuleBasedStateMachine):
         for each in own:
             each.owed = min(rest, each.amount)
             rest -= each.owed
-        for name in TREE[agent]:
-            back = signed - settled
-            for each in own:  # of what lies in the window, the oldest first
-                part = min(back, each.kept[name]) if each.at >= self.window(name)[1] else 0
-                each.kept[name] -= part
-                back -= part
 
     @rule(scope=st.sampled_from(["all", "agent ann", "envelope lab", "envelope company"]))
     def freeze(self, scope: str) -> None:
