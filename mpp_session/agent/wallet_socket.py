@@ -50,10 +50,12 @@ from mpp_session.agent.wallet_wire import (
     REQUEST,
     TARGET,
     TOKEN,
+    ApprovalAnswer,
     ApprovalState,
     BudgetLeft,
     Hop,
     QuoteRequest,
+    ShownApproval,
     WalletAddress,
     WalletProblem,
     Which,
@@ -327,6 +329,21 @@ class WalletPayments(Payments):
         """
         path = f"{APPROVALS}/{approval_id}?wait={wait_s}"
         return await self._line.ask("GET", path, ApprovalState)
+
+    async def supervised(self) -> list[ShownApproval]:
+        """Return the questions of other agents that wait and that this one may answer."""
+        return await self._line.ask("GET", APPROVALS, list[ShownApproval])
+
+    async def answer(self, approval_id: str, answer: ApprovalAnswer) -> ShownApproval:
+        """Answer a question of another agent, as `may_approve` of the policy allows.
+
+        `withdraw` takes back a question of this agent's own.
+
+        Raises:
+            AgentError: The answer does not count; the question is as it was.
+        """
+        path = f"{APPROVALS}/{approval_id}"
+        return await self._line.ask("POST", path, ShownApproval, answer)
 
     async def wait_for(self, approval_id: str, *, timeout_s: float = 3600.0) -> ApprovalState:
         """Wait until a question is answered, and return the answer; then send the request again.

@@ -11,7 +11,7 @@ with `Wallet-` passes through, in both directions.
 
 import base64
 import binascii
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import httpx
 import msgspec
@@ -37,10 +37,12 @@ __all__ = [
     "REQUEST",
     "TARGET",
     "TOKEN",
+    "ApprovalAnswer",
     "ApprovalState",
     "BudgetLeft",
     "Hop",
     "QuoteRequest",
+    "ShownApproval",
     "WalletAddress",
     "WalletProblem",
     "Which",
@@ -155,6 +157,33 @@ class ApprovalState(msgspec.Struct, frozen=True, kw_only=True):
     """`pending`, `approved`, `denied`, `expired`, `used` or `withdrawn`."""
     expires_at: float = 0.0
     comment: str = ""
+
+
+class ApprovalAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One answer to a question, of the owner or of a supervising agent."""
+
+    verdict: Literal["approve", "deny", "withdraw"]
+    amount: str | None = None
+    """In whole tokens, such as `2.50 usdc`; what was asked if None."""
+    scope: Literal["once", "channel", "window"] = "once"
+    comment: str = ""
+
+
+class ShownApproval(msgspec.Struct, frozen=True, kw_only=True):
+    """A question as those read it who may answer it. Amounts in base units."""
+
+    id: str
+    state: str
+    question: str
+    agent: str
+    amount: int
+    approved: int
+    used: int
+    scope: str
+    expires_at: float
+    facts: list[tuple[str, str]]
+    untrusted: list[tuple[str, str]]
+    """Texts of the agent that asks: nobody has checked them."""
 
 
 class WalletAddress(msgspec.Struct, frozen=True):

@@ -66,6 +66,13 @@ def run(  # noqa: PLR0913 -- each is a flag
             help="Listen on this machine's port too, for agents without Unix sockets.",
         ),
     ] = None,
+    approvals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve the pages on which people answer at this machine's port.",
+        ),
+    ] = None,
     until_eof: Annotated[
         bool,
         typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
@@ -97,6 +104,7 @@ def run(  # noqa: PLR0913 -- each is a flag
         rpc_urls=rpc_url or [],
         files=(keystore, password_file, voucher_keys),
         listen=listen,
+        approvals=approvals,
     )
     asyncio.run(
         run_wallet(
@@ -295,6 +303,7 @@ def _settings(
     rpc_urls: list[str],
     files: tuple[Path | None, Path | None, Path | None],
     listen: str | None,
+    approvals: str | None,
 ) -> "WalletSettings":
     import asyncio
 
@@ -331,7 +340,8 @@ def _settings(
         rpc_urls=rpc_urls,
         private_key=key,
         keys=keys,
-        listen=None if listen is None else _address(listen),
+        listen=None if listen is None else _address("--listen", listen),
+        approvals=None if approvals is None else _address("--approvals", approvals),
     )
 
 
@@ -343,13 +353,13 @@ def _devnet_account(path: Path, rpc_urls: list[str]) -> tuple[bytes, list[str]]:
     return values.accounts[GASLESS].private_key, rpc_urls or [values.rpc_url]
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(flag: str, text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
     is_port = port.isascii() and port.isdigit() and int(port) < 2**16
     if host not in {"127.0.0.1", "::1"} or not is_port:
         raise CommandError(
-            f"--listen: expected 127.0.0.1:PORT or [::1]:PORT, found {text}: agents of other "
+            f"{flag}: expected 127.0.0.1:PORT or [::1]:PORT, found {text}: agents of other "
             "machines cannot use a wallet"
         )
     return host, int(port)
@@ -357,12 +367,20 @@ def _address(text: str) -> tuple[str, int]:
 
 def _announce(listening: "Listening", *, as_json: bool) -> None:
     if as_json:
-        print_json({"agents": dict(listening.agents), "port": listening.port})
+        print_json(
+            {
+                "agents": dict(listening.agents),
+                "port": listening.port,
+                "approvals": listening.approvals,
+            }
+        )
         return
     for name, address in listening.agents.items():
         say(f"{name}: {address}", whole=True)
     if listening.port is not None:
         say(f"listening on {listening.port}")
+    if listening.approvals is not None:
+        say(f"approvals: {listening.approvals}", whole=True)
     say("ready")
 
 

@@ -32,7 +32,7 @@ _COOKIE: Final = "mpp-session-wallet"
 _SHOWN: Final = 20
 _PERSON: Final = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 _LINKED: Final = Decider("person", "webhook")
-"""Whoever answers by a token of the message: one voter, however many people read it."""
+"""Who answers by a token of the message. Where several people must approve, none of them is."""
 
 _FOREIGN: Final = "The form is not from this session: go back, reload the page, and try again."
 
@@ -223,6 +223,10 @@ class ApprovalSite:
     def _require_token(self, record: Record, verdict: str, token: str) -> bytes:
         if self._tokens is None:
             raise ApprovalError("This wallet sends no messages, so it takes no answers to them.")
+        if verdict == "approve" and self._approvals.rules.quorum > 1:
+            raise ApprovalError(
+                "Several people must approve this: each logs in, since a token names nobody."
+            )
         return self._tokens.require(record, verdict, token, self._now())
 
     async def _get(self, request: Request) -> Record:

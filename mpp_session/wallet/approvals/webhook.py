@@ -196,9 +196,7 @@ def _entry(
 ) -> dict[str, Any]:
     question = record.question
     shown = lines(record, rules)
-    answers = {verdict: tokens.make(record, verdict) for verdict in ("approve", "deny")}
-    decide = f"{page_url}/approvals/{record.id}/decide"
-    return {
+    entry = {
         "id": record.id,
         "question": headline(question, rules),
         "agent": question.agent,
@@ -207,6 +205,19 @@ def _entry(
         "expires_at": int(question.answer_by),
         "facts": [[line.name, line.text] for line in shown if not line.is_agents],
         "untrusted": [[line.name, line.text] for line in shown if line.is_agents],
+    }
+    return entry | (_answers(record, rules, tokens, page_url) if page_url else {})
+
+
+def _answers(
+    record: Record, rules: ApprovalRules, tokens: AnswerTokens, page_url: str
+) -> dict[str, Any]:
+    """Return how to answer: to deny, and to approve where one person is enough."""
+    answers = {"deny": tokens.make(record, "deny")}
+    if rules.quorum == 1:
+        answers["approve"] = tokens.make(record, "approve")
+    decide = f"{page_url}/approvals/{record.id}/decide"
+    return {
         "decide": decide,
         "tokens": answers,
         "links": {

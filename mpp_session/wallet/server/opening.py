@@ -46,6 +46,8 @@ class WalletSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Sign the vouchers, a key for each channel; None: the account does."""
     listen: tuple[str, int] | None = None
     """Address and port of this machine for agents that have no Unix sockets."""
+    approvals: tuple[str, int] | None = None
+    """Address and port of this machine for the pages on which people answer."""
 
     def __repr__(self) -> str:
         return f"WalletSettings(policy={self.policy}, home={self.home}, private_key=...)"

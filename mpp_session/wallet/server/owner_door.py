@@ -22,7 +22,7 @@ from mpp_session.wallet.server.answers import answer_failure, answer_json
 from mpp_session.wallet.server.forwarding import find_field, read_body
 from mpp_session.wallet.server.running import RunningWallet
 
-__all__ = ["OwnerDoor", "ScopeOrder", "WalletStatus"]
+__all__ = ["OwnerDoor", "ScopeOrder", "WalletStatus", "as_endpoint"]
 
 _OWNER: Final = "owner"
 
@@ -74,7 +74,7 @@ class OwnerDoor:
             ("POST", "/reload", self._reload),
             ("POST", "/close", self._close),
         ]
-        own = [Route(path, _as_endpoint(work), methods=[method]) for method, path, work in handlers]
+        own = [Route(path, as_endpoint(work), methods=[method]) for method, path, work in handlers]
         self._router = Router([*own, *more], redirect_slashes=False, default=_not_found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,9 +146,11 @@ class OwnerDoor:
         ]
 
 
-def _as_endpoint(
+def as_endpoint(
     work: Callable[[Request], Awaitable[object]],
 ) -> Callable[[Request], Awaitable[Response]]:
+    """Return a route's endpoint that answers with what `work` returns, or with its failure."""
+
     async def answer(request: Request) -> Response:
         try:
             return answer_json(await work(request))

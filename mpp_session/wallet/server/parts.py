@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from starlette.routing import BaseRoute
 
 from channel.errors import AgentError
-from mpp_session.agent.wallet_wire import ApprovalState
+from mpp_session.agent.wallet_wire import ApprovalAnswer, ApprovalState, ShownApproval
 
-__all__ = ["Addition", "ApprovalQuestions", "NoQuestions", "unknown_approval"]
+__all__ = ["Addition", "ApprovalQuestions", "unknown_approval"]
 
 
 class ApprovalQuestions(Protocol):
@@ -17,13 +17,13 @@ class ApprovalQuestions(Protocol):
     async def state(self, agent: str, approval_id: str, *, wait_s: float) -> ApprovalState | None:
         """Return the state of an agent's question, after at most `wait_s`; None if it has none."""
 
+    async def supervised(self, agent: str) -> list[ShownApproval]:
+        """Return the questions that wait and that this agent may answer for others."""
 
-class NoQuestions:
-    """There are none."""
-
-    async def state(self, agent: str, approval_id: str, *, wait_s: float) -> None:
-        """Find none."""
-        del agent, approval_id, wait_s
+    async def answer_as(
+        self, agent: str, approval_id: str, answer: ApprovalAnswer
+    ) -> ShownApproval:
+        """Give an agent's answer, or take back its own question."""
 
 
 class Addition(Protocol):

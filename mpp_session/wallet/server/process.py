@@ -18,7 +18,7 @@ from mpp_session.dashboard.token_file import read_or_make_token
 from mpp_session.errors import CommandError
 from mpp_session.process.signals import reload_on_hangup, stop_at_eof, stop_on_signals
 from mpp_session.wallet.policy.compiled import Agent
-from mpp_session.wallet.server.additions import build_additions, build_questions
+from mpp_session.wallet.server.additions import build_additions, open_approvals
 from mpp_session.wallet.server.agent_door import AgentDoor
 from mpp_session.wallet.server.doors import serve_door
 from mpp_session.wallet.server.forwarding import Forwarder
@@ -44,6 +44,8 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True):
     agents: Mapping[str, str]
     port: str | None = None
     """For every agent, where a port was asked for."""
+    approvals: str | None = None
+    """The pages on which people answer, where a port for them was asked for."""
 
 
 def socket_of(home: Path, agent: Agent) -> Path:
@@ -103,6 +105,10 @@ class _Doors:
         if settings.listen is not None:
             self._port = sockets.enter_context(listen_on_port(*settings.listen))
             ports = [self._port.getsockname()[1]]
+        approvals = open_approvals(wallet, settings, token, sockets)
+        if approvals.page_port is not None:
+            ports.append(approvals.page_port)
+        self._approvals_url = approvals.page_url
         forwarder = Forwarder(
             allows_loopback=lambda: wallet.policy.allow_loopback_http,
             own_ports=ports,
@@ -113,10 +119,10 @@ class _Doors:
             agents=lambda: wallet.policy.agents,
             desks=wallet.desks,
             forwarder=forwarder,
-            questions=Questions(forwarder, wallet.budgets_of, build_questions(wallet)),
+            questions=Questions(forwarder, wallet.budgets_of, approvals),
             on_bug=self._fail,
         )
-        self._additions = build_additions(wallet)
+        self._additions = build_additions(approvals)
         self._owner = OwnerDoor(
             wallet,
             token,
@@ -132,10 +138,14 @@ class _Doors:
             name: f"unix:{socket_of(self._settings.home, agent)}" for name, agent in agents.items()
         }
         if self._port is None:
-            return Listening(agents=paths)
+            return Listening(agents=paths, approvals=self._approvals_url or None)
         host, port = self._port.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        return Listening(agents=paths, port=f"http://{shown}:{port}")
+        return Listening(
+            agents=paths,
+            port=f"http://{shown}:{port}",
+            approvals=self._approvals_url or None,
+        )
 
     def serve(self) -> Mapping[str, Coroutine[Any, Any, None]]:
         """Open the sockets, and return the tasks that serve them."""

@@ -17,6 +17,7 @@ from mpp_session.agent.wallet_wire import (
     BUDGETS,
     FAILURES,
     PAYMENTS,
+    ApprovalAnswer,
     BudgetLeft,
     QuoteRequest,
     Which,
@@ -59,10 +60,12 @@ class Questions:
             ("POST", f"{PAYMENTS}/withdraw"): self._withdraw,
             ("POST", f"{PAYMENTS}/opening"): self._opening,
             ("GET", BUDGETS): self._budgets,
+            ("GET", APPROVALS): self._supervised,
         }
-        self._below: Mapping[str, _Handler] = {
-            APPROVALS: self._approval,
-            FAILURES: self._failure,
+        self._below: Mapping[tuple[str, str], _Handler] = {
+            ("GET", APPROVALS): self._approval,
+            ("POST", APPROVALS): self._answer_question,
+            ("GET", FAILURES): self._failure,
         }
 
     async def answer(self, desk: Desk, request: Request) -> Response | None:
@@ -74,9 +77,9 @@ class Questions:
         """
         path = request.url.path
         handler = self._exact.get((request.method, path))
-        if handler is None and request.method == "GET":
+        if handler is None:
             parent, _, last = path.rpartition("/")
-            handler = self._below.get(parent) if last else None
+            handler = self._below.get((request.method, parent)) if last else None
         return None if handler is None else answer_json(await handler(desk, request))
 
     async def _channels(self, desk: Desk, _: Request) -> object:
@@ -133,6 +136,14 @@ class Questions:
         if found is None:
             raise unknown_approval(approval_id)
         return found
+
+    async def _supervised(self, desk: Desk, _: Request) -> object:
+        return await self._approvals.supervised(desk.name)
+
+    async def _answer_question(self, desk: Desk, request: Request) -> object:
+        answer = await _read(request, ApprovalAnswer)
+        approval_id = request.url.path.rpartition("/")[2]
+        return await self._approvals.answer_as(desk.name, approval_id, answer)
 
     async def _failure(self, desk: Desk, request: Request) -> object:
         found = desk.failure(request.url.path.rpartition("/")[2])

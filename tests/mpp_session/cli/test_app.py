@@ -64,8 +64,12 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
             f"wallet {name}"
             for name in (
                 "agent-add",
+                "approvals",
+                "approve",
+                "approver-add",
                 "budgets",
                 "close",
+                "deny",
                 "freeze",
                 "reload",
                 "revoke",

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -16,6 +17,11 @@ from tests.mpp_session.dashboard.browser import open_page
 from tests.mpp_session.wallet.approvals.asks import RULES, ask_of
 from tests.mpp_session.wallet.approvals.served import OWNER, SECRET, Served, serve_approvals
 
+ANSWERS: tuple[tuple[Literal["approve", "deny"], int], ...] = (
+    ("approve", 409),
+    ("deny", 200),
+    ("deny", 409),
+)
 ATTACK = "<script>report('xss')</script>\u202eevig\u200b\n\x1b[2J"
 
 
@@ -180,16 +186,22 @@ async def test_a_token_of_a_message_gives_one_answer_once(served: Served) -> Non
     assert (await served.get(other)).votes == ()
 
 
-async def test_a_token_is_taken_once_while_more_answers_are_awaited(
+async def test_where_several_people_must_approve_a_token_only_denies(
     tmp_path: Path,
 ) -> None:
     async with serve_approvals(tmp_path, Approvals(replace(RULES, quorum=2))) as served:
-        record = await served.ask()
-        given = {"verdict": "approve", "token": AnswerTokens(SECRET).make(record, "approve")}
+        record, tokens = await served.ask(), AnswerTokens(SECRET)
+        path = f"/approvals/{record.id}/decide"
         async with httpx.AsyncClient(base_url=served.url) as receiver:
-            path = f"/approvals/{record.id}/decide"
-            first = await receiver.post(path, json=given)
-            assert first.json()["state"] == "pending"
-            second = await receiver.post(path, json=given)
-        assert second.json() == {"detail": "The token was used already."}
-        assert len((await served.get(record)).votes) == 1
+            for verdict, status in ANSWERS:
+                token = tokens.make(record, verdict)
+                given = {"verdict": verdict, "token": token}
+                assert (await receiver.post(path, json=given)).status_code == status
+        assert (await served.get(record)).state == State.DENIED
+
+
+async def test_a_token_is_taken_once(served: Served) -> None:
+    approvals, now = served.approvals, served.clock.now
+    for is_first in (True, False):
+        taken = await served.store.transact(lambda db: approvals.take_token(db, b"d", now))
+        assert taken is is_first

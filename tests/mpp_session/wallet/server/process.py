@@ -171,6 +171,7 @@ deposit = "2.00 usd"
                 *["--policy", str(self.policy), "--home", str(self.home)],
                 *["--rpc-url", self.chain.values.rpc_url, "--keystore", str(self.keystore)],
                 *["--password-file", str(self.folder / "password"), "--listen", "127.0.0.1:0"],
+                *["--approvals", "127.0.0.1:0"],
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
