@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,24 @@ def test_the_makefile_names_every_script() -> None:
 def test_the_page_for_contributors_names_every_script() -> None:
     text = (ROOT / "docs" / "engineering" / "contributing.md").read_text()
     assert {name for name in programs() if f"`scripts/{name}" not in text} == set()
+
+
+def test_the_page_for_contributors_has_the_layers_and_names_files_that_exist() -> None:
+    """Its layers are those that import-linter checks, in their order."""
+    text = (ROOT / "docs" / "engineering" / "contributing.md").read_text()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    stated = {
+        name: [re.findall(r"`(\w+)`", layer) for layer in layers.split(" > ")]
+        for name, layers in re.findall(r"(?m)^\| `([\w.]+)` \| (`.*>.*`) \|$", text)
+    }
+    checked = {
+        contract["containers"][0]: [re.findall(r"\w+", layer) for layer in contract["layers"]]
+        for contract in contracts["contracts"]
+        if contract["type"] == "layers" and "containers" in contract
+    }
+    assert stated == checked
+    files = re.findall(r"`((?:channel|settlement|mpp_session|tests)/[\w/.]+)`", text)
+    assert [name for name in files if not (ROOT / name).exists()] == []
 
 
 def test_ci_runs_the_tests_on_every_python_that_users_may_have() -> None:
