@@ -22,7 +22,7 @@ from channel.ledger.sqlite import SqliteLedger
 from channel.ledger.url import open_ledger
 from channel.types import ChannelKey
 
-__all__ = ["channel_rows", "memory_rows", "postgres_rows", "sqlite_rows"]
+__all__ = ["bare_commit_us", "channel_rows", "memory_rows", "postgres_rows", "sqlite_rows"]
 
 IN_FLIGHT: Final = {1: 60, 8: 60, 64: 60, 512: 12}
 """Channels in flight, each with one voucher at a time: vouchers a channel and sample."""
@@ -97,7 +97,7 @@ async def _one_by_one_us(world: World, columns: Sequence[Sequence[str]]) -> floa
 
 async def sqlite_rows(run: Run) -> AsyncIterator[Row]:
     """Measure it durable on SQLite, synchronous=FULL."""
-    bare = [_bare_commit_us(run.folder) for _ in range(run.repeats)]
+    bare = [bare_commit_us(run.folder) for _ in range(run.repeats)]
     yield Row(name="one bare commit, SQLite FULL", unit="us", samples=bare)
     for in_flight, rises in IN_FLIGHT.items():
         ledger = await SqliteLedger.open(run.folder / f"{in_flight}.db", exclusive=True)
@@ -114,16 +114,16 @@ async def _alone(run: Run) -> Row:
     taken = []
     for sample in range(run.repeats):
         (column,) = headers_of(world.challenge, [key_of(0)], 40, start=40 * sample)
-        before = _bare_commit_us(run.folder)
+        before = bare_commit_us(run.folder)
         flight = await fly(world, [column])
-        after = _bare_commit_us(run.folder)
+        after = bare_commit_us(run.folder)
         taken.append((flight.p50_ms * 1e3, (before + after) / 2))
     await world.engine.aclose()
     await ledger.close()
     return Row.paired("one voucher alone / one bare commit", taken, goal=2.0)
 
 
-def _bare_commit_us(folder: Path) -> float:
+def bare_commit_us(folder: Path) -> float:
     """Return the median of bare commits to a SQLite file of one table."""
     with sqlite3.connect(folder / "bare.db", isolation_level=None) as connection:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -21,6 +21,7 @@ import bench_ledger
 import bench_parts
 import bench_peers
 import bench_strangers
+import bench_wallet
 from bench_samples import Row, Run
 from mpp_session.process.gc_tuning import collect_seldom
 
@@ -33,6 +34,7 @@ GROUPS: Final[dict[str, Group]] = {
     "memory": bench_ledger.memory_rows,
     "sqlite": bench_ledger.sqlite_rows,
     "postgresql": bench_ledger.postgres_rows,
+    "wallet": bench_wallet.wallet_rows,
     "channels": bench_ledger.channel_rows,
     "gate": bench_gate.gate_rows,
     "flood": bench_gate.flood_rows,
