@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -287,8 +288,9 @@ class PaymentStore:
             after = replace(before, signed=amount, vouchers=before.vouchers + 1)
         if self._guard is not None:
             self._guard.sign(self._connection, before, after, context)
-        if after != before:
-            self._store(after)
+        if after.signed != before.signed:
+            values = {"signed": _pack(after.signed), "vouchers": after.vouchers}
+            self._execute("store_signed", _key_columns(after.key) | values)
         return after
 
     async def permit(self, record: ChannelRecord, context: PaymentContext) -> None:
@@ -606,6 +608,7 @@ def _write_deposit(deposit: Deposit | None) -> str | None:
     return None if deposit is None else msgspec.json.encode(deposit.members()).decode()
 
 
+@lru_cache(maxsize=256)
 def _read_deposit(text: str | None) -> Deposit | None:
     if text is None:
         return None

@@ -48,6 +48,11 @@ ON CONFLICT (chain_id, escrow, channel_id) DO UPDATE SET
     waived = excluded.waived,
     goal = excluded.goal;
 
+-- store_signed --
+-- Writes what was signed, which is all that a voucher changes.
+UPDATE account SET signed = :signed, vouchers = :vouchers
+WHERE chain_id = :chain_id AND escrow = :escrow AND channel_id = :channel_id;
+
 -- load_minutes --
 -- What was signed for an origin, from a minute on.
 SELECT minute, amount FROM signed_minute
