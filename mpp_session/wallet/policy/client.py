@@ -55,7 +55,7 @@ def client_policy(policy: WalletPolicy, agent: str, origin: str | None = None) -
 
 
 def _may_allow(rule: Rule, agent: str, origin: str | None) -> bool:
-    if rule.action == "deny" or not is_near(rule, agent):
+    if not (rule.may_grant and is_near(rule, agent)):
         return False
     normal = None if origin is None else normalise_origin(origin)
     named = rule.match.origin

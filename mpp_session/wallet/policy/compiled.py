@@ -143,6 +143,15 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     caps: Caps
     when: When
 
+    @property
+    def may_grant(self) -> bool:
+        """Whether what it matches is allowed by it, at once or after an approval.
+
+        One that asks about what is new grants nothing: with the first payment it would match no
+        longer. It adds a question to what another rule allows.
+        """
+        return self.action == "allow" or (self.action == "ask" and self.match.first_seen is None)
+
 
 class Webhook(msgspec.Struct, frozen=True):
     """Where new approvals are announced."""

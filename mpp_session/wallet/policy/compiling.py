@@ -319,6 +319,11 @@ def _require_rule_fits(
             f"{path}.cap",
             'a rule that denies has no caps: write action = "allow" to allow up to them',
         )
+    if table.action == "allow" and table.match.first_seen is not None:
+        raise _refuse(
+            f"{path}.match.first_seen",
+            'is for rules that ask or deny: write action = "ask", and a rule that allows beside it',
+        )
     named = table.match.token or tuple(tokens)
     if token is not None and named != (token.alias,):
         raise _refuse(

@@ -123,9 +123,7 @@ def _evaluate(policy: WalletPolicy, facts: Facts, snapshot: Snapshot) -> Evaluat
         rule for rule in policy.rules if not misses_of(rule, facts, exactly=False, never_paid=seen)
     )
     missed = tuple(
-        (rule, _grant_misses(rule, facts, snapshot))
-        for rule in policy.rules
-        if rule.action != "deny"
+        (rule, _grant_misses(rule, facts, snapshot)) for rule in policy.rules if rule.may_grant
     )
     granting = tuple(rule for rule, misses in missed if not misses)
     prices = tuple(check for rule in matched for check in price_checks(rule, facts))

@@ -222,11 +222,14 @@ def _rule_changes(old: WalletPolicy, new: WalletPolicy) -> Iterator[Difference]:
 
 
 def _grants(rule: Rule) -> Way:
-    return "tighter" if rule.action == "deny" else "looser"
+    return "looser" if rule.may_grant else "tighter"
 
 
 def _of_rule(field: str, old: Rule, new: Rule, policy: WalletPolicy) -> Iterator[Difference]:
     yield from _value(f"{field}.action", old.action, new.action, ("deny", "ask", "allow"))
+    if old.may_grant != new.may_grant and old.action == new.action:
+        text = "asks about what is new" if old.may_grant else "grants what it asks about"
+        yield Difference("looser", f"{field}.match.first_seen", f"now {text} alone")
     for key in new.match.__struct_fields__:
         pair = getattr(old.match, key), getattr(new.match, key)
         for change in _members(f"{field}.match.{key}", *pair, added=_grants(new)):
@@ -243,7 +246,7 @@ def _with_others(change: Difference, rule: Rule, policy: WalletPolicy) -> Differ
     """
     bounds = rule.action == "ask" or rule.caps != Caps()
     others = [one for one in policy.rules if one.name != rule.name and one.action != "deny"]
-    if change.way != "tighter" or rule.action == "deny" or not (bounds and others):
+    if change.way != "tighter" or not rule.may_grant or not (bounds and others):
         return change
     return msgspec.structs.replace(
         change, way="looser", text=f"{change.text}, and there other rules decide alone"

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "FORMS",
     "AgentTable",
     "AnomalyTable",
     "ApprovalTable",
@@ -32,9 +33,25 @@ __all__ = [
 
 REVISION_LAST: Final = 2**53 - 1
 
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_ALIAS: Final = r"^[a-z][a-z0-9_]{0,15}$"
+_DURATION: Final = r"^[1-9][0-9]{0,8}[smhdw]$"
+_ADDRESS: Final = r"^0x[0-9a-fA-F]{40}$"
+_HASH: Final = r"^0x[0-9a-fA-F]{64}$"
+_DIGEST: Final = r"^sha256:[0-9a-f]{64}$"
+FORMS: Final = {
+    _NAME: "a name of letters, digits and . _ -",
+    _ALIAS: "an alias of lower-case letters and digits, such as usdc",
+    _DURATION: "a duration such as 90s, 15m, 2h, 7d or 4w",
+    _ADDRESS: "an address, 0x and 40 hexadecimal digits",
+    _HASH: "a hash, 0x and 64 hexadecimal digits",
+    _DIGEST: "sha256: and 64 hexadecimal digits, as `mpp-session wallet agent-add` prints them",
+}
+"""What each pattern expects, for errors."""
+
 Text = Annotated[str, Meta(min_length=1, max_length=512)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Alias = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,15}$")]
+Name = Annotated[str, Meta(pattern=_NAME)]
+Alias = Annotated[str, Meta(pattern=_ALIAS)]
 Money = Annotated[
     str,
     Meta(
@@ -46,11 +63,9 @@ Price = Annotated[
     str,
     Meta(max_length=128, description='A price with its alias, such as "0.60 usdc / 1M".'),
 ]
-Duration = Annotated[
-    str, Meta(pattern=r"^[1-9][0-9]{0,8}[smhdw]$", description='Such as "90s", "15m", "7d".')
-]
-Address = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{40}$")]
-Hash = Annotated[str, Meta(pattern=r"^0x[0-9a-fA-F]{64}$")]
+Duration = Annotated[str, Meta(pattern=_DURATION, description='Such as "90s", "15m", "7d".')]
+Address = Annotated[str, Meta(pattern=_ADDRESS)]
+Hash = Annotated[str, Meta(pattern=_HASH)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 ChainNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Instant = Annotated[datetime, Meta(tz=True)]
@@ -93,7 +108,7 @@ class EnvelopeTable(Table, frozen=True, kw_only=True):
 class AgentTable(Table, frozen=True, kw_only=True):
     """An agent that asks the wallet."""
 
-    token: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+    token: Annotated[str, Meta(pattern=_DIGEST)]
     envelopes: tuple[Name, ...]
     expires: Instant
     uid: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import inspect
 
 from channel.errors import ConfigError
-from mpp_session.wallet.policy.file import PolicyFile
+from mpp_session.wallet.policy.file import FORMS, PolicyFile
 
 __all__ = ["read_file", "read_text"]
 
@@ -56,7 +56,7 @@ def read_text(text: str, source: str) -> PolicyFile:
     except msgspec.ValidationError as error:
         said, _, path = str(error).rpartition(" - at `$")
         where = _where(path.removesuffix("`").lstrip("."), tables) if said else "the file"
-        raise ConfigError(f"{source}: {where}: {said or error}") from None
+        raise ConfigError(f"{source}: {where}: {_reword(said or str(error))}") from None
 
 
 def _complaints(value: Any, kind: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -108,7 +108,13 @@ def _of_entries(table: Mapping[str, Any], kind: Any, path: str) -> Iterator[tupl
             msgspec.convert(value, inner)
         except msgspec.ValidationError as error:
             said, _, rest = str(error).rpartition(" - at `$")
-            yield f"{_join(path, name)}{rest.removesuffix('`')}", said or str(error)
+            yield f"{_join(path, name)}{rest.removesuffix('`')}", _reword(said or str(error))
+
+
+def _reword(said: str) -> str:
+    """Return what msgspec expects, in words where it gives a pattern."""
+    words = next((words for form, words in FORMS.items() if f"{form!r}" in said), None)
+    return said if words is None else f"expected {words}"
 
 
 def _member(kind: Any, wanted: tuple[type, ...]) -> Any:

@@ -136,7 +136,6 @@ MATCHES = [
     ({"task": ["t2"]}, Code.NO_RULE, "task"),
     ({"tool": ["delete"]}, Code.NO_RULE, "tool"),
     ({"unit": ["image"]}, Code.NO_RULE, "unit"),
-    ({"first_seen": ["recipient"]}, Code.NO_RULE, "first_seen"),
 ]
 
 
@@ -334,6 +333,17 @@ def test_people_are_asked_about_deposits_and_charges_and_never_about_vouchers() 
         assert decide(of, ask(kind), replace(new, approved=amount)).action == "allow"
         assert decide(of, ask(kind), replace(new, approved=amount - 1)).action == "ask"
     assert decide(of, ask(), new).action == "allow"
+
+
+def test_a_rule_about_what_is_new_grants_nothing_by_itself() -> None:
+    """Else its approval would open every origin, and the first voucher would match no rule."""
+    new = Snapshot(never_paid=frozenset({"recipient"}), approved=10**9)
+    of = policy(allow(match={"path": ["/other"]}), ASKING)
+    for kind in ("deposit", "sign"):
+        assert decide(of, ask(kind), new).code == Code.PATH_NOT_ALLOWED
+    granting = policy({"name": "new", "action": "ask"})
+    assert decide(granting, ask("deposit"), Snapshot()).action == "ask"
+    assert decide(granting, ask("deposit"), new).action == "allow"
 
 
 def test_an_amount_above_the_threshold_is_asked_about_and_a_top_up_cannot_evade_it() -> None:

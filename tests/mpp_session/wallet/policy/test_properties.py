@@ -87,7 +87,9 @@ def rules(draw: st.DrawFn) -> list[dict[str, Any]]:
     found = []
     for name in draw(st.lists(st.sampled_from("abcd"), unique=True, max_size=4)):
         action = draw(st.sampled_from(("allow", "allow", "ask", "deny")))
-        rule = {"name": name, "action": action, "match": draw(MATCHES)}
+        rule: dict[str, Any] = {"name": name, "action": action, "match": draw(MATCHES)}
+        if action == "allow":
+            rule["match"].pop("first_seen", None)
         if action != "deny":
             rule["cap"] = draw(CAPS)
         found.append(rule)
