@@ -73,18 +73,20 @@ def plain(value: Any, name: str = "", depth: int = 0) -> Any:
     Raises:
         TypeError: A float, an object that JSON lacks, a key that is not ASCII text, or too deep.
     """
-    if isinstance(value, str):
-        return cut_text(value)
-    if value is None or isinstance(value, bool):
+    kind = type(value)
+    if kind is str or isinstance(value, str):
+        is_whole = len(value) <= AUDIT_TEXT_CHARS_MAX and value.isascii()  # as nearly all are
+        return value if is_whole else cut_text(value)
+    if value is None or kind is bool:
         return value
-    if isinstance(value, int):
+    if kind is int or isinstance(value, int):
         is_amount = name in AMOUNTS or not -SAFE_INTEGER_MAX <= value <= SAFE_INTEGER_MAX
         return str(value) if is_amount else value
     if isinstance(value, bytes):
         return "0x" + value.hex()
     if depth > JSON_DEPTH_MAX:
         raise TypeError(f"`{name}` is nested deeper than {JSON_DEPTH_MAX} levels")
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {_key(key): plain(inner, key, depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner, name, depth + 1) for inner in value]
@@ -95,6 +97,8 @@ def plain(value: Any, name: str = "", depth: int = 0) -> Any:
 
 
 def _key(key: object) -> str:
+    if type(key) is str and key.isascii():
+        return key
     if not isinstance(key, str) or not key.isascii():
         raise TypeError(f"expected a key of ASCII text, found {key!r}")
     return key
