@@ -96,7 +96,6 @@ def run(  # noqa: PLR0913 -- each is a flag
     from mpp_session.process.logs import log_to_stderr
     from mpp_session.wallet.server.process import run_wallet
 
-    log_to_stderr(log_level.value, as_json=log_json)
     settings = _settings(
         policy,
         home,
@@ -106,6 +105,7 @@ def run(  # noqa: PLR0913 -- each is a flag
         listen=listen,
         approvals=approvals,
     )
+    log_to_stderr(log_level.value, as_json=log_json)
     asyncio.run(
         run_wallet(
             settings,
