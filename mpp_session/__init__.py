@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from channel.client.policy.quote import Quote as Quote
     from channel.client.store.sqlite import PaymentStore as PaymentStore
     from channel.errors import AgentError as AgentError
+    from channel.errors import ApprovalPendingError as ApprovalPendingError
     from channel.errors import BudgetExceededError as BudgetExceededError
     from channel.errors import ConfigError as ConfigError
     from channel.errors import MppSessionError as MppSessionError
     from channel.errors import OfferRefusedError as OfferRefusedError
     from channel.errors import PaymentRefusedError as PaymentRefusedError
+    from channel.errors import PolicyRefusedError as PolicyRefusedError
     from channel.http.events import Event as Event
     from channel.http.events import PaidEventStream as PaidEventStream
     from channel.http.hooks import AlarmEvent as AlarmEvent
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from mpp_session.agent.client import load_keystore as load_keystore
     from mpp_session.agent.client import open_client as open_client
     from mpp_session.agent.httpx2_transport import httpx2_transport as httpx2_transport
+    from mpp_session.agent.purpose import Purpose as Purpose
+    from mpp_session.agent.purpose import attach_purpose as attach_purpose
     from mpp_session.agent.sync_client import SyncPayingClient as SyncPayingClient
     from mpp_session.agent.sync_client import SyncPayments as SyncPayments
     from mpp_session.agent.sync_client import open_sync_client as open_sync_client
@@ -63,6 +67,7 @@ _HOMES = {
     "AccountSigner": "channel.client.funding.signer",
     "AgentError": "channel.errors",
     "AlarmEvent": "channel.http.hooks",
+    "ApprovalPendingError": "channel.errors",
     "BudgetExceededError": "channel.errors",
     "ChallengeEvent": "channel.http.hooks",
     "ChannelKeys": "channel.client.funding.keys",
@@ -84,8 +89,10 @@ _HOMES = {
     "PaymentStore": "channel.client.store.sqlite",
     "Payments": "channel.client.payments",
     "Policy": "channel.client.policy.policy",
+    "PolicyRefusedError": "channel.errors",
     "Price": "channel.http.pricing",
     "PrometheusHooks": "mpp_session.observe.metrics",
+    "Purpose": "mpp_session.agent.purpose",
     "Quote": "channel.client.policy.quote",
     "ReceiptEvent": "channel.http.hooks",
     "RefusalEvent": "channel.http.hooks",
@@ -98,6 +105,7 @@ _HOMES = {
     "SyncPayments": "mpp_session.agent.sync_client",
     "TokenLimits": "channel.client.policy.policy",
     "TokenUnit": "channel.types",
+    "attach_purpose": "mpp_session.agent.purpose",
     "build_client": "mpp_session.agent.client",
     "current_meter": "channel.http.metering",
     "httpx2_transport": "mpp_session.agent.httpx2_transport",
