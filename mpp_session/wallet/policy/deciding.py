@@ -27,6 +27,7 @@ from mpp_session.wallet.policy.matching import (
     Miss,
     Refusal,
     is_near,
+    is_read_alike,
     misses_of,
     nearest,
     read_facts,
@@ -119,11 +120,14 @@ def _read(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Facts | Refusal
 
 def _evaluate(policy: WalletPolicy, facts: Facts, snapshot: Snapshot) -> Evaluation:
     seen = snapshot.never_paid
-    matched = tuple(
-        rule for rule in policy.rules if not misses_of(rule, facts, exactly=False, never_paid=seen)
-    )
+    wide = {
+        rule.name: misses_of(rule, facts, exactly=False, never_paid=seen) for rule in policy.rules
+    }
+    matched = tuple(rule for rule in policy.rules if not wide[rule.name])
     missed = tuple(
-        (rule, _grant_misses(rule, facts, snapshot)) for rule in policy.rules if rule.may_grant
+        (rule, _grant_misses(rule, facts, snapshot, wide[rule.name]))
+        for rule in policy.rules
+        if rule.may_grant
     )
     granting = tuple(rule for rule, misses in missed if not misses)
     prices = tuple(check for rule in matched for check in price_checks(rule, facts))
@@ -239,9 +243,11 @@ def _refuse_envelopes(policy: WalletPolicy, facts: Facts) -> Refusal | None:
     )
 
 
-def _grant_misses(rule: Rule, facts: Facts, snapshot: Snapshot) -> list[Miss]:
-    """Return why a rule does not allow an ask by itself."""
-    found = misses_of(rule, facts, exactly=True, never_paid=snapshot.never_paid)
+def _grant_misses(rule: Rule, facts: Facts, snapshot: Snapshot, wide: list[Miss]) -> list[Miss]:
+    """Return why a rule does not allow an ask by itself; `wide` is what it misses widely."""
+    found = list(wide)
+    if not is_read_alike(rule):
+        found = misses_of(rule, facts, exactly=True, never_paid=snapshot.never_paid)
     if f"rule {rule.name}" in snapshot.revoked:
         found.append(
             Miss(key="rule", field=f"rule.{rule.name}", asked="revoked", allowed="not revoked")

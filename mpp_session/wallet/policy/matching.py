@@ -23,7 +23,17 @@ from mpp_session.wallet.policy.patterns import (
 from mpp_session.wallet.policy.times import describe_time
 from mpp_session.wallet.types import Ask, Code
 
-__all__ = ["Facts", "Miss", "Refusal", "is_near", "misses_of", "nearest", "read_facts", "shown"]
+__all__ = [
+    "Facts",
+    "Miss",
+    "Refusal",
+    "is_near",
+    "is_read_alike",
+    "misses_of",
+    "nearest",
+    "read_facts",
+    "shown",
+]
 
 TEXT_CHARS: Final = 80
 _CODES: Final = {
@@ -137,6 +147,11 @@ def is_near(rule: Rule, agent: str) -> bool:
     return named is None or any(matches(pattern, agent) for pattern in named)
 
 
+def is_read_alike(rule: Rule) -> bool:
+    """Whether a rule matches exactly what it matches widely."""
+    return rule.match.path is None and rule.match.unit is None
+
+
 def misses_of(
     rule: Rule, facts: Facts, *, exactly: bool, never_paid: frozenset[str] | None
 ) -> list[Miss]:
@@ -209,14 +224,13 @@ def _use_misses(rule: Rule, facts: Facts, *, exactly: bool) -> list[Miss]:
 
 def _time_misses(rule: Rule, at: float) -> list[Miss]:
     when = rule.when
-    asked = describe_time(at)
     if when.not_before is not None and not at >= when.not_before:
         allowed = f"from {describe_time(when.not_before)}"
-        return [_at_time(rule, "not_before", asked, allowed, when.not_before)]
+        return [_at_time(rule, "not_before", at, allowed, when.not_before)]
     if when.not_after is not None and not at < when.not_after:
-        return [_at_time(rule, "not_after", asked, f"before {describe_time(when.not_after)}", None)]
+        return [_at_time(rule, "not_after", at, f"before {describe_time(when.not_after)}", None)]
     if when.hours is not None and not when.hours.holds(at):
-        return [_at_time(rule, "hours", asked, str(when.hours), _next_start(when, at))]
+        return [_at_time(rule, "hours", at, str(when.hours), _next_start(when, at))]
     return []
 
 
@@ -230,8 +244,8 @@ def _miss(rule: Rule, key: str, asked: str, allowed: str) -> Miss:
     return Miss(key=key, field=f"rule.{rule.name}.match.{key}", asked=asked, allowed=allowed)
 
 
-def _at_time(rule: Rule, key: str, asked: str, allowed: str, retry_at: float | None) -> Miss:
-    field = f"rule.{rule.name}.when.{key}"
+def _at_time(rule: Rule, key: str, at: float, allowed: str, retry_at: float | None) -> Miss:
+    field, asked = f"rule.{rule.name}.when.{key}", describe_time(at)
     return Miss(key=key, field=field, asked=asked, allowed=allowed, retry_at=retry_at)
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from channel.errors import ConfigError
 from channel.http.spelling import Unreadable, read_path
+from channel.limits import TARGET_BYTES_MAX
 
 __all__ = [
     "is_canonical_path",
@@ -38,13 +39,16 @@ _DANGEROUS: Final = frozenset(b"/\\%;?#.")
 _SPACE: Final = 0x20
 _DELETE: Final = 0x7F
 PORT_LAST: Final = 65_535
+ORIGIN_CHARS: Final = 300
+"""A host has at most 253."""
+_CACHED: Final = 512
 
 
 def matches(pattern: str, text: str) -> bool:
     """Whether a text matches; in a time that no pattern makes more than linear in its length."""
-    first, *middle = pattern.split("*")
-    if not middle:
+    if "*" not in pattern:
         return pattern == text
+    first, *middle = pattern.split("*")
     last = middle.pop()
     if not text.startswith(first):
         return False
@@ -57,9 +61,13 @@ def matches(pattern: str, text: str) -> bool:
     return len(text) - place >= len(last) and text.endswith(last)
 
 
-@lru_cache(maxsize=4096)
 def normalise_origin(text: str) -> str | None:
     """Return scheme, host and port in their one spelling; None for what is not an origin."""
+    return _normalise(text) if len(text) <= ORIGIN_CHARS else None
+
+
+@lru_cache(maxsize=_CACHED)
+def _normalise(text: str) -> str | None:
     found = _ORIGIN.fullmatch(text.lower()) if text.isascii() else None
     if found is None or "*" in text:
         return None
@@ -112,19 +120,24 @@ def matches_origin(pattern: str, origin: str) -> bool:
     return all(matches(part, one) for part, one in zip(parts, asked, strict=True))
 
 
+@lru_cache(maxsize=_CACHED)
 def _split(origin: str) -> tuple[str, str, str]:
     scheme, _, rest = origin.partition("://")
     host, _, port = rest.rpartition(":")
     return scheme, host, port
 
 
-@lru_cache(maxsize=4096)
 def is_canonical_path(path: str) -> bool:
-    """Whether every server reads this path alike.
+    """Whether every server reads this path alike, and its length is one that servers take.
 
     It has neither dot segments, doubled slashes, parameters nor a query, and encodes no character
     that is written plainly or that divides a path.
     """
+    return len(path) <= TARGET_BYTES_MAX and _is_canonical(path)
+
+
+@lru_cache(maxsize=_CACHED)
+def _is_canonical(path: str) -> bool:
     if not path.startswith("/"):
         return False
     segments = path[1:].split("/")
@@ -175,11 +188,19 @@ def matches_path(patterns: Iterable[str], path: str) -> bool:
 
 def matches_reading(patterns: Iterable[str], path: str) -> bool:
     """Whether a server might take a path for one that matches: for what a rule denies or asks."""
-    try:
-        readings = {path.lower(), *read_path(path)}
-    except Unreadable:
+    readings = _readings(path)
+    if readings is None:
         return True
-    # Servers ignore or add a final slash, so a rule about /admin/* is also about /admin.
-    readings |= {other for one in readings for other in (one.rstrip("/"), f"{one}/")}
     lowered = [pattern.lower() for pattern in patterns]
     return any(matches(pattern, reading) for pattern in lowered for reading in readings)
+
+
+@lru_cache(maxsize=_CACHED)
+def _readings(path: str) -> frozenset[str] | None:
+    """Return every path that a server might take this one for; None where that has no bound."""
+    try:
+        found = {path.lower(), *read_path(path)}
+    except Unreadable:
+        return None
+    # Servers ignore or add a final slash, so a rule about /admin/* is also about /admin.
+    return frozenset({*found, *(one.rstrip("/") for one in found), *(f"{one}/" for one in found)})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from channel.limits import TARGET_BYTES_MAX
 from channel.tariff import Rate, Tariff
 from mpp_session.wallet.policy import counters_for, decide
 from mpp_session.wallet.types import Ask, Code, Purpose, Snapshot
@@ -236,6 +237,13 @@ def test_no_spelling_of_a_path_evades_a_rule_that_denies(path: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/search", "/v1/caf%C3%A9", "/a%20b", "/~me/a.b-c_d", "/a/"])
 def test_plain_paths_are_read_as_they_are(path: str) -> None:
     assert decide(policy(allow(match={"path": ["/*"]})), ask(path=path), NOTHING).action == "allow"
+
+
+def test_a_path_is_as_long_as_servers_take() -> None:
+    of = policy(allow())
+    longest = "/" + "a" * (TARGET_BYTES_MAX - 1)
+    assert decide(of, ask(path=longest), NOTHING).action == "allow"
+    assert decide(of, ask(path=longest + "a"), NOTHING).code == Code.PATH_NOT_ALLOWED
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from channel.client.policy.policy import Policy, step_value
+from channel.client.policy.prices import require_minimum, require_rates
+from channel.errors import OfferRefusedError
+from channel.tariff import Rate, Tariff
+from channel.wire.challenge import SessionRequest
 from mpp_session.wallet.policy import client_policy, decide
 from mpp_session.wallet.policy.diffing import diff
 from mpp_session.wallet.policy.explaining import explain
@@ -15,6 +22,7 @@ from mpp_session.wallet.types import Snapshot
 from tests.mpp_session.wallet.policy.asks import (
     ENVELOPES,
     ESCROW,
+    PAYEE,
     TOKENS,
     USDC,
     agent,
@@ -128,3 +136,53 @@ def test_a_client_without_a_cap_on_prices_takes_every_kind(default: str) -> None
     assert caps.get("sellers_own_kind")
     assert "request" in caps
     assert client.allow_loopback_http
+
+
+@given(data=st.data())
+@settings(max_examples=80)
+def test_the_client_refuses_no_price_that_the_policy_allows(data: st.DataObject) -> None:
+    """Of any tariff, under any two rules."""
+    price = st.sampled_from(("0.000001", "0.00001", "0.60 / 1M", "0.000002"))
+    kinds = ("request", "output_token", "image")
+    priced = st.dictionaries(st.sampled_from(kinds), price, min_size=1)
+    rules = []
+    for name in ("a", "b"):
+        caps = {
+            kind: text.replace(" /", " usdc /") if "/" in text else f"{text} usdc"
+            for kind, text in data.draw(priced).items()
+        }
+        cap = data.draw(
+            st.fixed_dictionaries({}, optional={"request": st.just("0.0001 usdc")})
+        ) | data.draw(st.sampled_from(({"unit_price": caps}, {"unit_price": caps}, {})))
+        rules.append(allow(name=name, cap=cap))
+    of = policy(*rules)
+    tariff = Tariff(
+        tuple(
+            Rate(kind, data.draw(st.integers(1, 12)), data.draw(st.sampled_from((1, 10**6))))
+            for kind in data.draw(st.lists(st.sampled_from(kinds), min_size=1, unique=True))
+        ),
+        minimum=data.draw(st.sampled_from((0, 1, 5, 70, 200))),
+    )
+    allowed = any(
+        decide(policy(rule), ask("deposit", tariff=tariff, request_max=0), Snapshot()).action
+        == "allow"
+        for rule in rules
+    )
+    limits = client_policy(of, "research-3").limits[0]
+    request = SessionRequest(
+        unit_price=1,
+        currency=USDC,
+        recipient=PAYEE,
+        chain_id=8453,
+        escrow=ESCROW,
+        unit_type=tariff.main.kind,
+        credential_types=(),
+        tariff=tariff,
+    )
+    try:
+        caps_of = limits.unit_price_max
+        require_rates(caps_of, request, unit=limits.unit, origin="x")
+        step = step_value(Policy(limits=()), request)
+        require_minimum(caps_of, tariff.minimum, step=step, unit=limits.unit, origin="x")
+    except OfferRefusedError:
+        assert not allowed
