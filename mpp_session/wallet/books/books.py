@@ -204,11 +204,11 @@ class WalletBooks:
         self._desk.running.end_stream(request_id)
 
     def paid(self, request_id: str) -> int:
-        """Return what was signed or charged for a request that has not ended, in base units."""
+        """Return what was signed or charged for a request that ran lately, in base units."""
         return self._desk.running.total(request_id) or 0
 
     def end_request(self, request_id: str) -> None:
-        """Forget a request that pays nothing more, its stream too."""
+        """Count the stream of a request no more; a second call does nothing."""
         self._desk.running.end_request(request_id)
 
     # The owner's commands.

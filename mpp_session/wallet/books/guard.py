@@ -143,7 +143,9 @@ class Desk:
         Raises:
             RefusedError: The policy refuses it now.
         """
-        decision, _, _ = self._answer(db, ask, self.find_channel(db, record.key))
+        sums = LazySums(db, self.sums, ask.at)
+        snapshot = self._snapshot(db, ask, sums, self.find_channel(db, record.key))
+        decision = self._decide(self.policy, ask, snapshot)
         if decision.action == "deny":
             raise RefusedError(ask, decision)
 

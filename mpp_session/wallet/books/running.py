@@ -11,7 +11,8 @@ from typing import Final
 __all__ = ["Running"]
 
 KEPT: Final = 65_536
-"""Requests without an end that anyone reported; the one that paid longest ago is forgotten."""
+"""Requests; the one that paid longest ago is forgotten. One that has ended may still pay for what
+was under way, and then it is not a new request."""
 
 
 class Running:
@@ -22,6 +23,7 @@ class Running:
         self._totals: OrderedDict[str, int] = OrderedDict()
         self._streams: dict[str, tuple[str, str]] = {}
         self._count: Counter[tuple[str, str]] = Counter()
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def total(self, request_id: str) -> int | None:
         """Return what was signed for a request, None before the first voucher or charge."""
@@ -41,9 +43,9 @@ class Running:
         return self._count[agent, origin] - own
 
     def begin_stream(self, agent: str, origin: str, request_id: str) -> None:
-        """Count a stream, once."""
+        """Count a stream, once, and not after its request has ended."""
         with self._lock:
-            if request_id not in self._streams:
+            if request_id not in self._streams and request_id not in self._ended:
                 self._streams[request_id] = agent, origin
                 self._count[agent, origin] += 1
 
@@ -57,7 +59,9 @@ class Running:
                     del self._count[where]
 
     def end_request(self, request_id: str) -> None:
-        """Forget a request that pays nothing more; a second call does nothing."""
+        """Count the stream of a request no more; a second call does nothing."""
         self.end_stream(request_id)
         with self._lock:
-            self._totals.pop(request_id, None)
+            self._ended[request_id] = None
+            if len(self._ended) > KEPT:
+                self._ended.popitem(last=False)

@@ -259,8 +259,10 @@ async def test_requests_and_streams_are_counted_while_they_run(tmp_path: Path) -
     books.end_request("a")
     books.end_request("a")
     bare = Purpose(task="a bare purpose has no end that anyone reports")
-    await sign_more(view, 1, 1, request_id="a", is_stream=True, purpose=bare)
+    await sign_more(view, 1, 1, request_id="d", is_stream=True, purpose=bare)
+    await sign_more(view, 1, 1, request_id="a", is_stream=True)
     await sign_more(view, 1, 1, request_id="b", is_stream=True)
+    assert (books.paid("a"), books.paid("b"), books.paid("x")) == (9, 3, 0)
     assert [
         (ask.is_first, ask.amount, ask.total, ask.request_total, snapshot.streams)
         for ask, snapshot in seen[1:]
@@ -270,7 +272,8 @@ async def test_requests_and_streams_are_counted_while_they_run(tmp_path: Path) -
         (True, 2, 10, 2, 1),
         (False, 0, 10, 8, 2),
         (True, 1, 11, 1, 1),
-        (False, 1, 12, 3, 0),
+        (False, 1, 12, 9, 1),
+        (False, 1, 13, 3, 0),
     ]
     opening, first = seen[0], seen[1]
     assert opening[1].never_paid == {"origin", "recipient", "chain"}
@@ -364,8 +367,8 @@ async def test_an_approval_is_asked_for_and_used_where_it_is_needed(tmp_path: Pa
     question.given = 500
     record = await deposit(view, 1, 500)
     assert await asked() == ["asked", "used"]
-    await view.permit(record, context_of())
     question.given = 50
+    await view.permit(record, context_of())
     await sign_more(view, 1, 100)
     assert question.given == 50, "within the budget none is needed"
     assert (await sign_more(view, 1, 50)).signed == 150
