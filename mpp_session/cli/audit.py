@@ -18,6 +18,7 @@ from mpp_session.cli.output import (
     report,
     say,
 )
+from mpp_session.cli.wallet_process import Home
 from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
@@ -81,9 +82,6 @@ _COLUMNS: Final = (
 )
 _SUMS: Final = ("requests", "asked", "refused", "deposited", "signed", "settled", "returned")
 
-Home = Annotated[
-    Path | None, typer.Option("--home", help="Directory of the wallet; this user's if not given.")
-]
 Since = Annotated[
     str | None, typer.Option(help="Only since then: 7d, 12h, 2026-12-01 or 2026-12-01T12:00:00Z.")
 ]
@@ -108,7 +106,7 @@ class Format(enum.StrEnum):
 @APP.command()
 def verify(
     *,
-    home: Home = None,
+    home: Home,
     checkpoints: Annotated[
         Path | None,
         typer.Option(help="File of checkpoints; trail.checkpoints in the home if not given."),
@@ -126,16 +124,15 @@ def verify(
     wallet may be running.
 
     \b
-    mpp-session audit verify
-    mpp-session audit verify --home /srv/wallet --checkpoints /mnt/log/trail.checkpoints
-    mpp-session audit verify --key mpp-session-trail-5c1d...+0a1b2c3d+AbC...
+    mpp-session audit verify --home wallet
+    mpp-session audit verify --home wallet --checkpoints /mnt/log/trail.checkpoints \\
+        --key mpp-session-trail-5c1d...+0a1b2c3d+AbC...
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from mpp_session.wallet.audit.verify import verify_files
 
-    folder = find_home(home)
-    with _trail(folder) as db:
-        notes = checkpoints or folder / "trail.checkpoints"
-        found = verify_files(db, notes, _read_key(key, folder / "trail.pub"))
+    with _trail(home) as db:
+        notes = checkpoints or home / "trail.checkpoints"
+        found = verify_files(db, notes, _read_key(key, home / "trail.pub"))
     if as_json:
         finding = None if found.finding is None else found.finding
         print_json(
@@ -160,7 +157,7 @@ def show(
         typer.Argument(help="Id of a request, channel or approval; transaction's hash; receipt."),
     ],
     *,
-    home: Home = None,
+    home: Home,
     as_json: AsJson = False,
 ) -> None:
     """Tell one payment, from the request to the settlement.
@@ -169,14 +166,13 @@ def show(
     have written it.
 
     \b
-    mpp-session audit show 7f0c1d52e1b64b0c
-    mpp-session audit show 0x5f3c... --home /srv/wallet
+    mpp-session audit show 7f0c1d52e1b64b0c --home wallet
+    mpp-session audit show 0x5f3c... --home wallet
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from mpp_session.wallet.audit.index import Index
     from mpp_session.wallet.audit.story import tell
 
-    folder = find_home(home)
-    with _trail(folder) as db, Index.open(db, folder / "trail.index") as index:
+    with _trail(home) as db, Index.open(db, home / "trail.index") as index:
         steps = tell(index, identifier)
     if not steps:
         raise CommandError(
@@ -194,7 +190,7 @@ def show(
 def search(
     words: Annotated[list[str] | None, typer.Argument(help="All of them; beginnings do.")] = None,
     *,
-    home: Home = None,
+    home: Home,
     agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
     kind: Annotated[
         str | None, typer.Option(help="Only of this kind: decision, voucher, close, ...")
@@ -208,14 +204,14 @@ def search(
     An index beside the trail (trail.index) catches up first. The wallet may be running.
 
     \b
-    mpp-session audit search election data --since 7d
-    mpp-session audit search refused --agent research-3 --kind decision
+    mpp-session audit search election data --home wallet --since 7d
+    mpp-session audit search denied --home wallet --agent research-3 --kind decision
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from mpp_session.wallet.audit.index import Index
     from mpp_session.wallet.audit.story import describe
 
-    folder, after = find_home(home), None if since is None else read_since(since)
-    with _trail(folder) as db, Index.open(db, folder / "trail.index") as index:
+    after = None if since is None else read_since(since)
+    with _trail(home) as db, Index.open(db, home / "trail.index") as index:
         found = index.search(" ".join(words or ()), agent=agent, kind=kind, since=after, count=most)
     if as_json:
         for entry in found:
@@ -242,7 +238,7 @@ def search(
 @APP.command()
 def export(
     *,
-    home: Home = None,
+    home: Home,
     format_: Annotated[
         Format, typer.Option("--format", help="A line of JSON each, or CSV.")
     ] = Format.JSONL,
@@ -257,8 +253,8 @@ def export(
     cell is taken for a formula. The wallet may be running.
 
     \b
-    mpp-session audit export --since 2026-12-01 --output trail.jsonl
-    mpp-session audit export --format csv --home /srv/wallet
+    mpp-session audit export --home wallet --since 2026-12-01 --output trail.jsonl
+    mpp-session audit export --home wallet --format csv
     """  # noqa: D301 -- \b keeps the examples' lines apart
     import csv
 
@@ -268,7 +264,7 @@ def export(
     from mpp_session.wallet.audit.trail import read_entries
 
     after, lines = None if since is None else read_since(since), 0
-    with _trail(find_home(home)) as db, open_output(output) as file:
+    with _trail(home) as db, open_output(output) as file:
         rows = csv.writer(file, lineterminator="\n")
         if format_ is Format.CSV:
             rows.writerow(_COLUMNS)
@@ -285,7 +281,7 @@ def export(
 @APP.command("report")
 def report_(
     *,
-    home: Home = None,
+    home: Home,
     by: Annotated[By, typer.Option(help="Whose amounts are added up.")] = By.AGENT,
     since: Since = None,
     as_json: AsJson = False,
@@ -296,12 +292,12 @@ def report_(
     wallet may be running.
 
     \b
-    mpp-session audit report --since 30d
-    mpp-session audit report --by task --json
+    mpp-session audit report --home wallet --since 30d
+    mpp-session audit report --home wallet --by task --json
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from mpp_session.wallet.audit.sums import add_up
 
-    with _trail(find_home(home)) as db:
+    with _trail(home) as db:
         rows = add_up(db, by.value, since=None if since is None else read_since(since))
     if as_json:
         amounts = _SUMS[1:]
@@ -327,11 +323,6 @@ def report_(
             ],
             right=_SUMS,
         )
-
-
-def find_home(home: Path | None) -> Path:
-    """Return the directory of a wallet: the one that is given, or this user's."""
-    return home or Path(typer.get_app_dir("mpp-session")) / "wallet"
 
 
 def read_since(text: str) -> float:

@@ -73,6 +73,10 @@ def run(  # noqa: PLR0913 -- each is a flag
             help="Serve the pages on which people answer at this machine's port.",
         ),
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="File for checkpoints of the audit trail; in the home if not given."),
+    ] = None,
     until_eof: Annotated[
         bool,
         typer.Option("--until-eof", help="Stop when standard input ends, for a parent program."),
@@ -104,6 +108,7 @@ def run(  # noqa: PLR0913 -- each is a flag
         files=(keystore, password_file, voucher_keys),
         listen=listen,
         approvals=approvals,
+        checkpoints=checkpoints,
     )
     log_to_stderr(log_level.value, as_json=log_json)
     asyncio.run(
@@ -304,6 +309,7 @@ def _settings(
     files: tuple[Path | None, Path | None, Path | None],
     listen: str | None,
     approvals: str | None,
+    checkpoints: Path | None,
 ) -> "WalletSettings":
     import asyncio
 
@@ -342,6 +348,7 @@ def _settings(
         keys=keys,
         listen=None if listen is None else _address("--listen", listen),
         approvals=None if approvals is None else _address("--approvals", approvals),
+        checkpoints=checkpoints,
     )
 
 

@@ -34,9 +34,8 @@ __all__ = [
     "EVERY_RECORDS",
     "EVERY_S",
     "Checkpoints",
+    "Keeper",
     "Transact",
-    "keep_checkpoints",
-    "take_checkpoint",
 ]
 
 T = TypeVar("T")
@@ -217,46 +216,83 @@ class Checkpoints:
         )
 
 
-async def keep_checkpoints(
-    transact: Transact,
-    trail: Trail,
-    checkpoints: Checkpoints,
-    *,
-    every_records: int = EVERY_RECORDS,
-    every_s: float = EVERY_S,
-    clock: Callable[[], float] = time.time,
-) -> None:
-    """Write a checkpoint after so many records or seconds, and at the end, when cancelled.
+class Keeper:
+    """Writes checkpoints as long as a wallet runs, and the last one when it stops."""
 
-    Raises:
-        StoreError: The database or the file failed. The wallet must not go on without checkpoints.
-    """
-    seen, at = trail.appended, time.monotonic()
-    try:
+    def __init__(self, transact: Transact, trail: Trail, checkpoints: Checkpoints) -> None:
+        self._transact = transact
+        self._trail = trail
+        self._checkpoints = checkpoints
+
+    @classmethod
+    async def open(
+        cls, transact: Transact, trail: Trail, path: Path, *, secret: bytes, key_path: Path
+    ) -> Self:
+        """Open the file of checkpoints, and write the public key beside the database.
+
+        Args:
+            transact: Of the wallet's database.
+            trail: That all parts of the wallet append to.
+            path: Of the checkpoints.
+            secret: Of the wallet; the signing key is derived from it.
+            key_path: Of the public key.
+
+        Raises:
+            StoreError: See `Checkpoints.open` and `Checkpoints.publish`.
+        """
+        checkpoints = await transact(
+            lambda db: Checkpoints.open(db, trail, path, secret, time.time())
+        )
+        try:
+            await asyncio.to_thread(checkpoints.publish, key_path)
+        except BaseException:
+            checkpoints.close()
+            raise
+        return cls(transact, trail, checkpoints)
+
+    @property
+    def public_key(self) -> PublicKey:
+        """With it, `audit verify` checks the notes."""
+        return self._checkpoints.public_key
+
+    async def keep(self, *, every_records: int = EVERY_RECORDS, every_s: float = EVERY_S) -> None:
+        """Write a checkpoint after so many records or seconds, until it is cancelled.
+
+        Raises:
+            StoreError: The database or the file failed. The wallet must not go on without
+                checkpoints.
+        """
+        seen, at = self._trail.appended, time.monotonic()
         while True:
             await asyncio.sleep(min(_LOOK_S, every_s))
-            is_many = trail.appended - seen >= every_records
+            is_many = self._trail.appended - seen >= every_records
             if is_many or time.monotonic() - at >= every_s:
-                await take_checkpoint(transact, checkpoints, clock)
-                seen, at = trail.appended, time.monotonic()
-    finally:
-        await take_checkpoint(transact, checkpoints, clock)
+                await self.take()
+                seen, at = self._trail.appended, time.monotonic()
 
+    async def take(self) -> bool:
+        """Write a checkpoint now, and return whether there was anything new.
 
-async def take_checkpoint(
-    transact: Transact, checkpoints: Checkpoints, clock: Callable[[], float] = time.time
-) -> bool:
-    """Write a checkpoint now, and return whether there was anything new.
+        Raises:
+            StoreError: The database or the file failed.
+        """
+        made = await self._transact(lambda db: self._checkpoints.read(db, time.time()))
+        if made is None:
+            return False
+        await asyncio.to_thread(self._checkpoints.write, made)
+        await self._transact(lambda db: self._checkpoints.note(db, time.time()))
+        return True
 
-    Raises:
-        StoreError: The database or the file failed.
-    """
-    checkpoint = await transact(lambda db: checkpoints.read(db, clock()))
-    if checkpoint is None:
-        return False
-    await asyncio.to_thread(checkpoints.write, checkpoint)
-    await transact(lambda db: checkpoints.note(db, clock()))
-    return True
+    async def close(self) -> None:
+        """Write the last checkpoint, and close the file.
+
+        Raises:
+            StoreError: The database or the file failed.
+        """
+        try:
+            await self.take()
+        finally:
+            self._checkpoints.close()
 
 
 def _failed(path: Path, error: OSError) -> StoreError:

@@ -13,6 +13,7 @@ from channel.errors import ConfigError
 from channel.verify.typed_data import keccak
 from mpp_session.wallet.approvals.rules import rules_of
 from mpp_session.wallet.approvals.store import Approvals
+from mpp_session.wallet.audit.checkpoints import Keeper
 from mpp_session.wallet.audit.trail import Trail
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, counters_for, decide, load_policy
@@ -30,6 +31,8 @@ __all__ = ["BOOKS", "WalletSettings", "has_other_users", "open_wallet"]
 
 BOOKS: Final = "wallet.db"
 """The file of channels, sums and the trail, in the wallet's directory."""
+CHECKPOINTS: Final = "trail.checkpoints"
+PUBLIC_KEY: Final = "trail.pub"
 
 
 class WalletSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,8 @@ class WalletSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Address and port of this machine for agents that have no Unix sockets."""
     approvals: tuple[str, int] | None = None
     """Address and port of this machine for the pages on which people answer."""
+    checkpoints: Path | None = None
+    """File for the checkpoints of the audit trail; None: in `home`."""
 
     def __repr__(self) -> str:
         return f"WalletSettings(policy={self.policy}, home={self.home}, private_key=...)"
@@ -60,7 +65,8 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
     Raises:
         ConfigError: The policy is invalid or open to others, or contradicts the chain.
         ChainUnavailableError: A node does not answer.
-        StoreError: The books cannot be opened, or another wallet uses them.
+        StoreError: The books cannot be opened, another wallet uses them, or their audit trail is
+            not that of its checkpoints.
     """
     policy = await asyncio.to_thread(_prepare, settings)
     async with AsyncExitStack() as opened:
@@ -78,12 +84,21 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
             watch=watch,
         )
         opened.push_async_callback(books.close)
+        keeper = await Keeper.open(
+            books.store.transact,
+            trail,
+            settings.checkpoints or settings.home / CHECKPOINTS,
+            secret=settings.private_key,
+            key_path=settings.home / PUBLIC_KEY,
+        )
+        opened.push_async_callback(keeper.close)
         wallet = RunningWallet(
             policy,
             policy_path=settings.policy,
             books=books,
             approvals=approvals,
             watch=watch,
+            checkpoints=keeper,
             chains=chains,
             keys=settings.keys,
         )

@@ -68,6 +68,7 @@ async def run_wallet(
     Raises:
         ConfigError: A check failed; nothing was served.
         CommandError: A port is in use, or a task that must run has ended.
+        StoreError: Books or checkpoints failed.
         InvariantError: A bug.
     """
     stopping, reloads = asyncio.Event(), asyncio.Event()
@@ -82,7 +83,9 @@ async def run_wallet(
                 **doors.serve(),
                 **doors.background(),
                 "reloading the policy": _reload_when(reloads, wallet),
+                "keeping checkpoints": wallet.checkpoints.keep(),
             }
+            _log.info("the audit trail's public key is %s", wallet.checkpoints.public_key)
             announce(doors.listening)
             await _run_until(stopping, guards, wallet, doors.broken)
 

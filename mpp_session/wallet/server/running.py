@@ -19,6 +19,7 @@ from mpp_session.agent.client import PayingClient, build_client
 from mpp_session.agent.wallet_wire import BudgetLeft
 from mpp_session.wallet.approvals.rules import rules_of
 from mpp_session.wallet.approvals.store import Approvals
+from mpp_session.wallet.audit.checkpoints import Keeper
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy
 from mpp_session.wallet.server.desk import Desk
@@ -54,6 +55,7 @@ class RunningWallet:
         books: WalletBooks,
         approvals: Approvals,
         watch: Watch,
+        checkpoints: Keeper,
         chains: Mapping[int, PayerAccount],
         keys: VoucherKeys | None,
     ) -> None:
@@ -65,6 +67,7 @@ class RunningWallet:
             books: Hold the same policy.
             approvals: The questions to people, which the books' guards ask.
             watch: What is unusual, likewise.
+            checkpoints: Of the books' audit trail.
             chains: The paying accounts, one a chain of the policy's tokens.
             keys: Sign the vouchers; None: the accounts do.
         """
@@ -72,6 +75,7 @@ class RunningWallet:
         self.books = books
         self.approvals = approvals
         self.watch = watch
+        self.checkpoints = checkpoints
         self.chains = chains
         self._policy_path = policy_path
         self._keys = keys

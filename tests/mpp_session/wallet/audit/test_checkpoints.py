@@ -8,14 +8,14 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from channel.errors import StoreError
-from mpp_session.wallet.audit.checkpoints import Checkpoints, keep_checkpoints, take_checkpoint
+from mpp_session.wallet.audit.checkpoints import Checkpoints, Keeper
 from mpp_session.wallet.audit.notes import Checkpoint, PublicKey, split_notes
 from mpp_session.wallet.audit.trail import SCHEMA, Trail, open_trail
 from mpp_session.wallet.audit.verify import Report, verify_files
@@ -91,40 +91,46 @@ async def sizes_when(path: Path, is_so: Callable[[list[int]], bool]) -> list[int
         await asyncio.sleep(0.005)
 
 
+@pytest.fixture
+async def keeper(books: Books, path: Path) -> AsyncIterator[Keeper]:
+    opened = await Keeper.open(
+        books.transact, books.trail, path, secret=SECRET, key_path=path.with_suffix(".pub")
+    )
+    yield opened
+    await opened.close()
+
+
 async def stop(keeping: "asyncio.Task[None]") -> None:
     keeping.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await keeping
 
 
-async def test_records_and_time_bring_checkpoints_and_the_end_brings_the_last(
+async def test_time_brings_checkpoints_and_the_end_brings_the_last(
     books: Books, path: Path
 ) -> None:
-    checkpoints = await asyncio.to_thread(books.open, path)
-    keeping = asyncio.create_task(
-        keep_checkpoints(books.transact, books.trail, checkpoints, every_s=0.02)
+    keeper = await Keeper.open(
+        books.transact, books.trail, path, secret=SECRET, key_path=path.with_suffix(".pub")
     )
+    keeping = asyncio.create_task(keeper.keep(every_s=0.02))
     await books.write(3)
     found = await sizes_when(path, lambda found: bool(found) and found[-1] >= 4)
     await asyncio.sleep(0.1)
     assert await asyncio.to_thread(sizes, path) == found, "its own record brings no further one"
     await stop(keeping)
-    keeping = asyncio.create_task(
-        keep_checkpoints(books.transact, books.trail, checkpoints, every_s=500)
-    )
     await books.write(2)
-    await asyncio.sleep(0)
-    await stop(keeping)
-    report = await asyncio.to_thread(books.report, path, checkpoints.public_key)
+    await keeper.close()
+    report = await asyncio.to_thread(books.report, path, keeper.public_key)
     assert report.is_good, report
     assert report.covered == report.records - 1
+    written = await asyncio.to_thread(path.with_suffix(".pub").read_text)
+    assert PublicKey.parse(written) == keeper.public_key
 
 
-async def test_many_records_do_not_wait_for_the_time(books: Books, path: Path) -> None:
-    checkpoints = await asyncio.to_thread(books.open, path)
-    keeping = asyncio.create_task(
-        keep_checkpoints(books.transact, books.trail, checkpoints, every_records=5, every_s=500)
-    )
+async def test_many_records_do_not_wait_for_the_time(
+    books: Books, path: Path, keeper: Keeper
+) -> None:
+    keeping = asyncio.create_task(keeper.keep(every_records=5, every_s=500))
     await asyncio.sleep(0)
     await books.write(6)
     assert await sizes_when(path, bool) == [7]
@@ -132,29 +138,34 @@ async def test_many_records_do_not_wait_for_the_time(books: Books, path: Path) -
 
 
 async def test_a_cancelled_checkpoint_and_the_next_one_do_not_overlap(
-    books: Books, path: Path
+    books: Books, path: Path, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = await asyncio.to_thread(books.open, path)
     await books.write(2)
-    written = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    write = checkpoints.write
+    written, loop, write = asyncio.Event(), asyncio.get_running_loop(), Checkpoints.write
 
-    def write_later(checkpoint: Checkpoint) -> None:
+    def write_later(checkpoints: Checkpoints, checkpoint: Checkpoint) -> None:
         loop.call_soon_threadsafe(written.set)
         time.sleep(0.05)
-        write(checkpoint)
+        write(checkpoints, checkpoint)
 
-    checkpoints.write = write_later  # type: ignore[method-assign]
-    first = asyncio.create_task(take_checkpoint(books.transact, checkpoints))
+    monkeypatch.setattr(Checkpoints, "write", write_later)
+    first = asyncio.create_task(keeper.take())
     await written.wait()
     first.cancel()
     await books.write(1)
-    await take_checkpoint(books.transact, checkpoints)
+    await keeper.take()
     await asyncio.gather(first, return_exceptions=True)
-    report = await asyncio.to_thread(books.report, path, checkpoints.public_key)
+    report = await asyncio.to_thread(books.report, path, keeper.public_key)
     assert report.is_good, report
     assert report.covered == 4
+
+
+async def test_another_public_key_beside_the_database_is_refused(books: Books, path: Path) -> None:
+    key_path = path.with_suffix(".pub")
+    await asyncio.to_thread(key_path.write_text, "another\n")
+    for place, said in ((key_path, "another public key"), (path.parent, "cannot be used")):
+        with pytest.raises(StoreError, match=said):
+            await Keeper.open(books.transact, books.trail, path, secret=SECRET, key_path=place)
 
 
 def test_a_second_start_goes_on_where_the_first_ended(books: Books, path: Path) -> None:
