@@ -54,7 +54,7 @@ async def run_rails_demo(
 
     Raises:
         AnvilError: Anvil, npm or a package of npm's is missing. The message says what to do.
-        CommandError: A package of Python's is missing, or the shop did not start or `export` failed.
+        CommandError: A package of Python's is missing, the shop did not start, or `export` failed.
     """
     require_python()
     commands = await prepare(folder, progress=progress, cache=cache)
