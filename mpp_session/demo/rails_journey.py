@@ -110,7 +110,9 @@ async def _run_shop(folder: Path) -> AsyncIterator[Child]:
     command += [str(config), str(folder / "devnet.json")]
     log, ready = folder / "shop.log", r"listening on (http://\S+)"
     environment = bare_environment()  # the user's settings are another shop's
-    async with run_child("the shop", command, log=log, ready=ready, env=environment) as child:
+    async with run_child(
+        "the shop", command, log=log, ready=ready, timeout_s=_PATIENCE_S, env=environment
+    ) as child:
         yield child
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 from rich.table import Table
+from rich.text import Text
 
 from channel.types import TokenUnit
 from mpp_session.demo.clients import Rail
@@ -150,21 +151,21 @@ class RailsReport(msgspec.Struct, frozen=True, kw_only=True):
         table = Table(title="One endpoint, six clients", title_justify="left")
         for name in ("client", "rail"):
             table.add_column(name)
-        table.add_column("paid", justify="right")
+        table.add_column(f"paid, {self.token.symbol}", justify="right")
         for name in ("receipt", "transaction"):
             table.add_column(name)
         table.add_column("gas", justify="right")
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a client's error may look like markup
         table.add_section()
         for row in self.sums():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # a client's error may look like markup
         return table
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Return the cells of each sale, formatted for people; a line for each transaction."""
         for sale in self.sales:
-            first = (sale.client, sale.rail, self.token.format(sale.paid), _short(sale.reference))
+            first = (sale.client, sale.rail, self._show(sale.paid), _short(sale.reference))
             if not sale.transactions:
                 yield (*first, sale.error or "none", "")
             for number, one in enumerate(sale.transactions):
@@ -175,9 +176,12 @@ class RailsReport(msgspec.Struct, frozen=True, kw_only=True):
                     f"{one.gas_used:,}",
                 )
 
+    def _show(self, amount: int) -> str:
+        return TokenUnit("", self.token.decimals).format(amount).strip()
+
     def sums(self) -> Iterator[tuple[str, ...]]:
         """Return the cells of the sums."""
-        show, gas = self.token.format, sum(sale.gas_used for sale in self.sales)
+        show, gas = self._show, sum(sale.gas_used for sale in self.sales)
         paid = sum(sale.paid for sale in self.sales)
         yield ("all payers", "before - after", show(paid), "", "", f"{gas:,}")
         yield ("payee", "after - before", show(self.payee.gained), "", "", "")

@@ -108,15 +108,9 @@ def test_each_figure_that_does_not_balance_is_said(
 
 def test_the_table_has_a_line_for_each_transaction_and_the_sums() -> None:
     console = Console(file=io.StringIO(), width=120)
-    failed = spoil(0, transactions=(), error="TypeError: fetch failed")(report())
+    failed = spoil(0, transactions=(), error="TypeError: [/x] failed")(report())
     for shown in (report(), failed):
         console.print(shown.table())
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for figure in (
-        "0.010000 USDC",
-        "0.020000 USDC",
-        "open 0x02020202..",
-        "234,000",
-        "fetch failed",
-    ):
+    for figure in ("paid, USDC", "0.020000", "open 0x02020202..", "234,000", "[/x] failed"):
         assert figure in text
