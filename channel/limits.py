@@ -282,3 +282,5 @@ WALLET_WAIT_S_MAX: Final = 60
 # The paying proxy on this machine.
 # Agents whose clients are open at the same time: each has connections and a store.
 PROXY_CLIENTS_MAX: Final = 64
+# Of an answer of a server that `mpp-session validate` checks.
+CHECKED_ANSWER_BYTES_MAX: Final = 1024 * 1024

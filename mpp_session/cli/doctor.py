@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from mpp_session.cli.checks import conclude, show_checks
 from mpp_session.cli.options import AsJson, ConfigPath
-from mpp_session.cli.output import count, print_json, say
+from mpp_session.cli.output import count, print_json
 
 if TYPE_CHECKING:
     from mpp_session.gateway.checkup import ModelServer
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "command"]
 
 NAME: Final = "doctor"
-
-_STYLES: Final = {"ok": "green", "advice": "yellow", "fault": "bold red", "skipped": "dim"}
 
 
 def command(
@@ -64,14 +63,14 @@ def command(
         )
     except ConfigError as error:
         checks, code = unreadable(error), 2
-        _show(checks, as_json=as_json)
+        show_checks(checks, as_json=as_json)
     else:
         checks = asyncio.run(_examine(settings, config, as_json=as_json))
         code = 1 if any(check.verdict is Verdict.FAULT for check in checks) else 0
     if as_json:
         print_json({"checks": checks, "ok": code == 0})
     else:
-        _conclude(checks)
+        conclude(checks)
     if bundle is not None:
         _write_bundle(bundle, settings, checks)
     raise typer.Exit(code)
@@ -83,10 +82,10 @@ async def _examine(settings: "Config", path: Path | None, *, as_json: bool) -> "
     checks = []
     async for check in examine(settings, path):
         checks.append(check)
-        _show([check], as_json=as_json)
+        show_checks([check], as_json=as_json)
     for check in [*await _model_server(settings), await _outside(settings)]:
         checks.append(check)
-        _show([check], as_json=as_json)
+        show_checks([check], as_json=as_json)
     return checks
 
 
@@ -158,26 +157,6 @@ def _tokenizer(settings: "Config", found: "ModelServer") -> "Check":
         Verdict.ADVICE,
         f"the model server does not count prompts: a token for each byte is reserved, {charged}",
         "use a server with a tokenizer's endpoint, such as llama.cpp, vLLM or SGLang",
-    )
-
-
-def _show(checks: "list[Check]", *, as_json: bool) -> None:
-    if as_json:
-        return
-    for check in checks:
-        style = _STYLES[check.verdict]
-        say(f"{check.verdict:<8}{check.name}: {check.found}", style=style)
-        if check.remedy:
-            say(f"        > {check.remedy}")
-
-
-def _conclude(checks: "list[Check]") -> None:
-    from mpp_session.operator.doctor import Verdict
-
-    faults = sum(check.verdict is Verdict.FAULT for check in checks)
-    say(
-        count(faults, "fault") if faults else "no faults",
-        style=_STYLES["fault" if faults else "ok"],
     )
 
 

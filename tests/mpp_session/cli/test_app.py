@@ -49,6 +49,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
         "settle",
         "spent",
         "status",
+        "validate",
         "withdraw",
     ]
     shown = start("--help")
