@@ -36,6 +36,7 @@ from mpp_session.cli import (
     validate,
     wallet_approvals,
     wallet_process,
+    wallet_stats,
     withdraw,
 )
 from mpp_session.cli.output import print_error, report
@@ -82,7 +83,7 @@ APP.add_typer(audit.APP, name=audit.NAME)
 APP.add_typer(ledger.APP, name=ledger.NAME)
 APP.add_typer(policy.APP, name=policy.NAME)
 APP.add_typer(prices.APP, name=prices.NAME)
-for _name, _command in wallet_approvals.COMMANDS.items():
+for _name, _command in (*wallet_approvals.COMMANDS.items(), *wallet_stats.COMMANDS.items()):
     wallet_process.APP.command(_name)(_command)
 APP.add_typer(wallet_process.APP, name=wallet_process.NAME)
 

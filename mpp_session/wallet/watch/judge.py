@@ -23,8 +23,6 @@ NEW_ORIGIN_SHARE: Final = 0.3
 """New origins may always take this share of a usual day."""
 RATE_SHARE: Final = 0.3
 """A rate below this share of a usual day, per hour, is never unusual."""
-EXCESS_DEVIATIONS: Final = 4.0
-"""Excess above so many standard deviations of a day's spend is unusual."""
 UNUSED_HOUR: Final = 0.002
 """An hour with less than this share of a usual day's spend is one in which the agent rests."""
 RESTING_SHARE: Final = 0.5
@@ -236,7 +234,7 @@ def _excess(case: Case) -> Found:
     if len(agent.days) < FREE_DAYS:
         return
     excess, midnight = agent.excess_with(seen.spent, seen.at)
-    limit = EXCESS_DEVIATIONS * agent.day_deviation()
+    limit = agent.excess_limit()
     if midnight > limit or excess > limit + agent.days.median:
         yield Finding(
             statistic="excess",

@@ -41,8 +41,13 @@ SLACK: Final = 0.5
 """Spend above the usual that is not counted as excess, in standard deviations of a day."""
 SIGMA_LEAST: Final = 0.15
 """The least standard deviation of a day's spend, as a share of the median day."""
-AGREED: Final = 2.0
-"""New origins may take so many times what a person agreed to, on that day."""
+AGREED: Final = 1.5
+"""A sum that grows may become so many times what a person agreed to, for they are asked in its
+midst."""
+EXCESS_DEVIATIONS: Final = 3.0
+"""Excess above so many standard deviations of a day's spend is unusual."""
+EXCESS_DAYS: Final = 21
+"""After so many days of it, one after the other, it is what is usual, although nobody agreed."""
 _SIZES: Final = {"amounts": 48, "gaps": 32, "deposits": 16, "peaks": 48, "days": 28, "fresh": 28}
 _SLOT: Final = struct.Struct(f"<{SLOTS}d{SLOTS}B")
 
@@ -76,6 +81,7 @@ _NUMBERS: Final = (
     "day_flagged",
     "excess",
     "excess_at_midnight",
+    "excess_days",
 )
 
 _numbers = attrgetter(*_NUMBERS)
@@ -112,6 +118,7 @@ class Profile:
         self.hour_flagged = self.day_flagged = 0
         self.excess = self.excess_at_midnight = 0.0
         """Spend above what is usual for the hours: a one-sided CUSUM, in base units."""
+        self.excess_days = 0
         self.slot_means = [0.0] * SLOTS
         self.slot_visits = [0] * SLOTS
         self._packed_slots: bytes | None = None
@@ -140,6 +147,10 @@ class Profile:
     def day_deviation(self) -> float:
         """Return the standard deviation of a day's spend, in base units."""
         return self.days.median * max(SIGMA_LEAST, min(1.0, self.days.summary().sigma))
+
+    def excess_limit(self) -> float:
+        """Return the greatest excess that is not unusual."""
+        return EXCESS_DEVIATIONS * self.day_deviation()
 
     def excess_with(self, amount: float, at: float) -> tuple[float, float]:
         """Return the excess if the amount is added now, and that of the last midnight."""
@@ -235,7 +246,8 @@ class Profile:
             "day": self.days,
         }
         if statistic in accepting:
-            accepting[statistic].accept(value, at)
+            more = AGREED if statistic in ("rate", "day") else 1.0
+            accepting[statistic].accept(more * value, at)
         elif statistic == "newcomer":
             self.day_agreed = AGREED * value
         elif statistic == "price":
@@ -246,8 +258,7 @@ class Profile:
             for hour in range(int(at // HOUR_S) - AROUND, int(at // HOUR_S) + AROUND + 1):
                 self.slot_visits[slot_of(hour)] = 0
         elif statistic == "excess":
-            self.excess = self.excess_at_midnight = 0.0
-            self.slot_visits = [min(visits, 2) for visits in self.slot_visits]
+            self._take_over()
         self.hour_flagged = self.day_flagged = 0
         self._packed_slots = None
 
@@ -275,6 +286,10 @@ class Profile:
 
     def _close_day(self) -> None:
         at, is_free = (self.day + 1) * DAY_S, len(self.days) < FREE_DAYS
+        is_beyond = self.excess_at_midnight > self.excess_limit() > 0
+        self.excess_days = self.excess_days + 1 if is_beyond else 0
+        if self.excess_days >= EXCESS_DAYS:
+            self._take_over()
         if self.day_flagged:
             self.days.add_unusual(self.day_spend, at)
         else:
@@ -296,9 +311,21 @@ class Profile:
             spend = 0.0
         return excess, midnight
 
+    def _take_over(self) -> None:
+        """Learn what hours usually cost anew."""
+        self.excess = self.excess_at_midnight = 0.0
+        self.excess_days = 0
+        self.slot_visits = [0] * SLOTS
+        self._packed_slots = None
+
     def _beyond(self, hour: int, spend: float) -> float:
-        slack = SLACK * self.day_deviation() / 24
-        return spend - self.slot_means[slot_of(hour)] - slack if len(self.days) else 0.0
+        if len(self.days) < FREE_DAYS:
+            return 0.0
+        slot = slot_of(hour)
+        usual = self.slot_means[slot]
+        if self.slot_visits[slot] < VISITS_NEEDED:  # such as the first weekend
+            usual = max(usual, self.slot_means[(slot + 24) % SLOTS])
+        return spend - usual - SLACK * self.day_deviation() / 24
 
     def _learn_slot(self, slot: int, spend: float) -> None:
         visits = min(self.slot_visits[slot] + 1, SLOT_VISITS)

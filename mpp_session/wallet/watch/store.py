@@ -28,7 +28,7 @@ from mpp_session.wallet.watch.repeats import (
 )
 from mpp_session.wallet.watch.words import money_in
 
-__all__ = ["SCHEMA", "Watch", "observe"]
+__all__ = ["SCHEMA", "Known", "Watch", "observe", "read_known"]
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS watch_profile (
@@ -225,6 +225,27 @@ class Watch:
         self, db: sqlite3.Connection, agent: str, origin: str, state: _State, at: float
     ) -> None:
         db.execute(_SAVE_STATE, (agent, origin, at, _ENCODE(state)))
+
+
+class Known(NamedTuple):
+    """What is known of an agent; of one origin of it, or of all where `origin` is empty."""
+
+    agent: str
+    origin: str
+    token: str
+    """Chain and address, such as `8453:0x...`."""
+    profile: Profile
+
+
+def read_known(db: sqlite3.Connection, agent: str | None = None) -> list[Known]:
+    """Return what is known of each agent as a whole; of one agent, also of its origins."""
+    where = "origin = ''" if agent is None else "agent = ?"
+    rows = db.execute(
+        "SELECT agent, origin, token, profile FROM watch_profile"  # noqa: S608 -- two constants
+        f" WHERE {where} ORDER BY agent, origin, token",
+        () if agent is None else (agent,),
+    )
+    return [Known(name, origin, token, read_profile(data)) for name, origin, token, data in rows]
 
 
 def read_profile(data: bytes) -> Profile:

@@ -75,6 +75,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
                 "reload",
                 "revoke",
                 "run",
+                "stats",
                 "status",
                 "unfreeze",
             )
