@@ -59,7 +59,7 @@ def test_the_commands_are_those_of_the_manual(start: Run) -> None:
     assert sorted(GROUPED) == [
         *(f"audit {name}" for name in ("export", "report", "search", "show", "verify")),
         *(f"ledger {name}" for name in ("adopt", "check", "export", "import", "repair")),
-        *(f"policy {name}" for name in ("check", "diff", "explain", "schema")),
+        *(f"policy {name}" for name in ("check", "diff", "explain", "replay", "schema")),
         *(f"prices {name}" for name in ("check", "import", "reload", "show")),
         *(
             f"wallet {name}"

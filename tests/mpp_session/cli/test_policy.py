@@ -1,11 +1,20 @@
 """`mpp-session policy`: what an owner runs before a wallet loads a policy."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from channel.types import ChannelId
+from mpp_session.wallet.audit.records import decision_fields, voucher_fields
+from mpp_session.wallet.audit.trail import Trail
+from mpp_session.wallet.policy import decide, parse_policy
+from mpp_session.wallet.types import Purpose, Snapshot
 from tests.mpp_session.cli.conftest import Run
+from tests.mpp_session.wallet.policy.asks import NOW, TARIFF, ask
 
 POLICY = """\
 version = 1
@@ -103,3 +112,31 @@ def test_policies_are_compared(run: Run, file: str, tmp_path: Path) -> None:
 
 def test_the_schema_is_printed(run: Run) -> None:
     assert json.loads(run("policy", "schema").stdout)["$defs"]["RuleTable"]
+
+
+def test_recorded_asks_are_decided_again(run: Run, tmp_path: Path) -> None:
+    """By a policy that allows half of what was spent by a request and its later voucher."""
+    policy = parse_policy(POLICY)
+    one = ask("sign", agent="research-1", tariff=TARIFF, token=policy.tokens["usdc2"].address)
+    one = replace(one, purpose=Purpose(task="t1", tool="find"), channel_id=ChannelId(bytes(32)))
+    tables = POLICY.replace(', unit_price = {output_token = "0.60 usdc2 / 1M"}', "")
+    decision = decide(parse_policy(tables), one, Snapshot())
+    assert decision.action == "allow", decision.reason
+    later = replace(one, amount=5, total=10_005, request_total=10_005, is_first=False)
+    trail = Trail()
+    with closing(sqlite3.connect(tmp_path / "wallet.db", isolation_level=None)) as db:
+        db.executescript(trail.SCHEMA)
+        db.execute("BEGIN")
+        trail.append(db, "decision", at=NOW, **decision_fields(one, decision))
+        trail.append(db, "voucher", at=NOW, **voucher_fields(one))
+        trail.append(db, "voucher", at=NOW + 1, **voucher_fields(later))
+        db.execute("COMMIT")
+    (tmp_path / "same.toml").write_text(tables)
+    shown = run("policy", "replay", "same.toml", "--home", ".")
+    assert shown.stdout == "2 asks: 0 decided otherwise, 0 of them looser\n", shown.stderr
+    (tmp_path / "tight.toml").write_text(tables.replace("20.00 usdc2", "0.010004 usdc2"))
+    found = json.loads(run("policy", "replay", "tight.toml", "--home", ".", "--json").stdout)
+    assert [(row["was"], row["would be"]) for row in found] == [
+        ("allow (allowed)", "deny (envelope_exceeded)")
+    ]
+    assert "of which 0.010000 USDC2 is used" in found[0]["because"]
