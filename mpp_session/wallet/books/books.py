@@ -19,6 +19,7 @@ from mpp_session.wallet.books.parts import (
     ApprovalsPart,
     CountersFor,
     Decide,
+    EnvelopeLike,
     NoApprovals,
     NoTrail,
     NoWatch,
@@ -26,7 +27,7 @@ from mpp_session.wallet.books.parts import (
     TrailPart,
     WatchPart,
 )
-from mpp_session.wallet.books.sums import QUERIES, SCHEMA, Sum, prepare, unpack
+from mpp_session.wallet.books.sums import QUERIES, SCHEMA, prepare, unpack
 from mpp_session.wallet.policy import counters_for, decide
 from mpp_session.wallet.types import Ask, Counter, Decision, Snapshot
 
@@ -54,11 +55,11 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class BudgetState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of an envelope. Amounts in base units of its token."""
+    """What is left of an envelope, or of one task of it. Amounts in base units of its token."""
 
     envelope: str
     scope: str
-    """The envelope, or one task of it: `envelope NAME task TASK`."""
+    """`envelope NAME`, or `envelope NAME task TASK` where it counts by task."""
     token: str
     """Alias."""
     amount: int
@@ -365,38 +366,20 @@ class WalletBooks:
     def _budgets(self, db: sqlite3.Connection, now: float) -> list[BudgetState]:
         found = []
         for name, envelope in self.policy.envelopes.items():
-            scope = f"envelope {name}"
-            rows = db.execute(QUERIES["load_counters"], {"scope": scope}).fetchall()
-            names = [
-                Counter(
-                    what=row["what"],
-                    scope=row["scope"],
-                    token=row["token"],
-                    window_s=row["window_s"] or None,
-                )
-                for row in rows
-                if row["token"] == envelope.token
-            ]
-            sums = [self._desk.sums.read(db, counter, now) for counter in names]
-            locked = sum(each.total for each in sums if each.counter.what == "locked")
-            spent = [
-                each
-                for each in sums
-                if each.counter.what == "spent" and each.counter.window_s == envelope.window_s
-            ]
-            ordered: list[Sum | None] = [*sorted(spent, key=lambda each: each.counter.scope)]
-            for each in ordered or [None]:
-                total = 0 if each is None else each.total
-                release = None if each is None else self._desk.sums.next_release(db, each, now)
+            scope, token = f"envelope {name}", envelope.token
+            locked = self._desk.sums.read(db, Counter("locked", scope, token), now).total
+            for counter in _spent_counters(db, scope, envelope):
+                spent = self._desk.sums.read(db, counter, now)
+                release = self._desk.sums.next_release(db, spent, now)
                 found.append(
                     BudgetState(
                         envelope=name,
-                        scope=scope if each is None else each.counter.scope,
-                        token=envelope.token,
+                        scope=counter.scope,
+                        token=token,
                         amount=envelope.amount,
                         window_s=envelope.window_s,
-                        spent=total,
-                        left=max(0, envelope.amount - total),
+                        spent=spent.total,
+                        left=max(0, envelope.amount - spent.total),
                         locked=locked,
                         locked_max=envelope.locked_max,
                         next_release=None if release is None else Release(*release),
@@ -460,6 +443,18 @@ def _spelled(scope: str) -> str:
         )
     host = f"[{host}]" if ":" in host else host
     return f"origin {parts.scheme}://{host}:{port}"
+
+
+def _spent_counters(db: sqlite3.Connection, scope: str, envelope: EnvelopeLike) -> list[Counter]:
+    """Return what an envelope counts: one sum, or one for each task that has spent something."""
+    if not envelope.per_task:
+        return [Counter("spent", scope, envelope.token, envelope.window_s)]
+    rows = db.execute(QUERIES["load_tasks"], {"task": f"{scope} task "})
+    return [
+        Counter("spent", row["scope"], row["token"])
+        for row in rows
+        if row["token"] == envelope.token
+    ]
 
 
 def _stops(db: sqlite3.Connection) -> list[Stop]:

@@ -45,7 +45,11 @@ class EnvelopeLike(Protocol):
 
     @property
     def window_s(self) -> int | None:
-        """Rolling; None counts for ever, or by task."""
+        """Rolling; None counts for ever, and with `per_task`."""
+
+    @property
+    def per_task(self) -> bool:
+        """Whether each task has the amount for itself."""
 
     @property
     def locked_max(self) -> int:

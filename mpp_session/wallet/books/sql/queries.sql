@@ -32,10 +32,11 @@ WHERE what = ? AND scope = ? AND token = ? AND window_s = ?;
 SELECT window_s, id, total, since, head, head_amount FROM counter
 WHERE what = ? AND scope = ? AND token = ?;
 
--- load_counters --
--- The names of the sums of one scope, and of the scopes within it.
-SELECT what, scope, token, window_s FROM counter
-WHERE scope = :scope OR substr(scope, 1, length(:scope) + 1) = :scope || ' ';
+-- load_tasks --
+-- The sums of an envelope's tasks.
+SELECT scope, token FROM counter
+WHERE what = 'spent' AND window_s = 0 AND substr(scope, 1, length(:task)) = :task
+ORDER BY scope;
 
 -- add_counter --
 -- A new sum.

@@ -38,6 +38,7 @@ Answer = tuple[Literal["allow", "ask", "deny"], Code]
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     amount: int
     window_s: int | None = HOUR_S
+    per_task: bool = False
     locked_max: int = 2**100
     token: str = USDC
     parent: str | None = None
@@ -76,10 +77,11 @@ def counters_for(policy: Policy, ask: Ask) -> tuple[Counter, ...]:
     for name in policy.envelopes_of(ask.agent):
         envelope, scope = policy.envelopes[name], f"envelope {name}"
         if ask.kind == "deposit":
-            found.append(Counter(what="locked", scope=scope, token=USDC))
+            found.append(Counter("locked", scope, USDC))
+        elif envelope.per_task:
+            found.append(Counter("spent", f"{scope} task {ask.purpose.task}", USDC))
         else:
-            window_s = envelope.window_s
-            found.append(Counter(what="spent", scope=scope, token=USDC, window_s=window_s))
+            found.append(Counter("spent", scope, USDC, envelope.window_s))
     return tuple(found)
 
 
@@ -109,7 +111,7 @@ def _answer(policy: Policy, ask: Ask, snapshot: Snapshot) -> Answer:
             return "deny", code
     for counter in counters_for(policy, ask):
         total = snapshot.sums.get(counter, 0)
-        envelope = policy.envelopes[counter.scope.removeprefix("envelope ")]
+        envelope = policy.envelopes[counter.scope.split()[1]]
         is_locked = counter.what == "locked"
         if total + ask.amount > (envelope.locked_max if is_locked else envelope.amount):
             code = Code.LOCKED_EXCEEDED if is_locked else Code.ENVELOPE_EXCEEDED

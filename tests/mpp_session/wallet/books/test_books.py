@@ -405,6 +405,34 @@ async def test_what_is_left_and_when_more_is_free(tmp_path: Path, clock: Clock) 
     await books.close()
 
 
+async def test_each_task_has_a_budget_for_itself(tmp_path: Path) -> None:
+    envelopes = {
+        "lab": Envelope(amount=10, window_s=None, per_task=True, parent="company"),
+        "company": Envelope(amount=25, window_s=HOUR_S),
+    }
+    books = await open_books(tmp_path / "wallet.db", replace(POLICY, envelopes=envelopes))
+    view = books.view("ann")
+    await deposit(view, 1, 100)
+    for task, more in (("b", 10), ("a", 9)):
+        purpose = WalletRequest(request_id=task, purpose=Purpose(task=task))
+        await sign_more(view, 1, more, purpose=purpose)
+        assert (await refusal_of(sign_more(view, 1, 2, purpose=purpose))).code
+    found = [(each.scope, each.spent, each.left, each.locked) for each in await books.budgets()]
+    assert found == [
+        ("envelope lab task a", 9, 1, 100),
+        ("envelope lab task b", 10, 0, 100),
+        ("envelope company", 19, 6, 100),
+    ]
+    shorter = replace(envelopes["company"], window_s=60)
+    policy = replace(POLICY, revision=2, envelopes=envelopes | {"company": shorter})
+    await books.reload(policy)
+    assert (await books.budgets())[-1].spent == 19, "another window is no new budget"
+    await view.update(key_of(1), lambda one: replace(one, state="closed", settled=10))
+    found = [(each.scope, each.spent, each.left, each.locked) for each in await books.budgets()]
+    assert found[:2] == [("envelope lab task a", 0, 10, 0), ("envelope lab task b", 10, 0, 0)]
+    await books.close()
+
+
 async def test_what_if_books_nothing(tmp_path: Path) -> None:
     seen: list[Ask] = []
 

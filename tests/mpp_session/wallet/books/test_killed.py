@@ -86,6 +86,7 @@ class Wallet:
         return spent["lab"]
 
 
+@pytest.mark.timeout(90 + 30 * KILLS)
 async def test_killed_at_any_moment_a_budget_is_kept_to_the_base_unit(tmp_path: Path) -> None:
     """After each restart nothing is overspent or signed twice; in the end all is spent."""
     draw = random.Random(KILLS)  # noqa: S311
