@@ -276,6 +276,8 @@ WALLET_TEXT_CHARS_MAX: Final = 1024
 WALLET_REQUESTS_MAX: Final = 64
 # Answers that broke off, of one agent, of which the wallet can say why.
 WALLET_FAILURES_MAX: Final = 256
+# How long a request waits for bytes of its target at most, if its agent is as patient.
+WALLET_TIMEOUT_S_MAX: Final = 3600.0
 # How long one question may wait for an approval.
 WALLET_WAIT_S_MAX: Final = 60
 

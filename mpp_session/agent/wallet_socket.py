@@ -49,6 +49,7 @@ from mpp_session.agent.wallet_wire import (
     PURPOSE_FIELD,
     REQUEST,
     TARGET,
+    TIMEOUT,
     TOKEN,
     ApprovalAnswer,
     ApprovalState,
@@ -69,6 +70,8 @@ from mpp_session.agent.wallet_wire import (
 __all__ = ["WalletPayments", "WalletTransport", "connect_wallet"]
 
 _PENDING: Final = "pending"
+_PAYING_S: Final = 300.0
+"""Seconds that the wallet may take beside the target: a deposit must be mined, for example."""
 _ASK_S: Final = 120.0
 """Seconds for the wallet's answer about channels: a close waits for the server and the chain."""
 
@@ -212,10 +215,13 @@ class WalletTransport(PayingTransport):
             f"{self._line.address.url}/",
             headers=_passed(request.headers),
             stream=request.stream,
-            extensions={
-                name: value for name, value in request.extensions.items() if name == "timeout"
-            },
         )
+        patience = dict(request.extensions.get("timeout") or {})
+        read_s = patience.get("read")
+        if read_s is not None:
+            sent.headers[TIMEOUT] = repr(float(read_s))
+            patience["read"] = read_s + _PAYING_S
+        sent.extensions["timeout"] = patience
         sent.headers["Host"] = "wallet"
         sent.headers[TARGET] = str(request.url.copy_with(fragment=None))
         purpose = merge_purpose(request.extensions.get(PURPOSE), attached_purpose(), self._default)

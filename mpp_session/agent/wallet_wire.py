@@ -11,6 +11,7 @@ with `Wallet-` passes through, in both directions.
 
 import base64
 import binascii
+import unicodedata
 from typing import Final, Literal, TypeVar
 
 import httpx
@@ -20,7 +21,11 @@ from msgspec.structs import asdict, fields, replace
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.errors import ConfigError, WireError
-from channel.limits import WALLET_PURPOSE_BYTES_MAX, WALLET_TEXT_CHARS_MAX
+from channel.limits import (
+    WALLET_PURPOSE_BYTES_MAX,
+    WALLET_TEXT_CHARS_MAX,
+    WALLET_TIMEOUT_S_MAX,
+)
 from channel.types import ChannelId
 from mpp_session.agent.purpose import Purpose
 from mpp_session.agent.wallet_errors import WalletFailure
@@ -36,6 +41,7 @@ __all__ = [
     "PURPOSE_FIELD",
     "REQUEST",
     "TARGET",
+    "TIMEOUT",
     "TOKEN",
     "ApprovalAnswer",
     "ApprovalState",
@@ -52,6 +58,7 @@ __all__ = [
     "pack_channel",
     "parse_hop",
     "parse_purpose",
+    "parse_timeout",
     "parse_wallet",
     "unpack_channel",
 ]
@@ -63,6 +70,8 @@ TARGET: Final = "Wallet-Target"
 PURPOSE_FIELD: Final = "Wallet-Purpose"
 HOP: Final = "Wallet-Hop"
 """Goes with every answer, and back with the request to which it redirects."""
+TIMEOUT: Final = "Wallet-Timeout"
+"""How many seconds the agent waits for bytes of the target; the wallet's work comes on top."""
 REQUEST: Final = "Wallet-Request"
 """Of an answer that passes through: its id, by which the wallet says why it broke off."""
 FAILURE: Final = "Wallet-Failure"
@@ -74,6 +83,8 @@ BUDGETS: Final = "/budgets"
 FAILURES: Final = "/failures"
 
 _UNIX: Final = "unix:"
+_BREAKING: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories of what breaks a line or a terminal."""
 
 _T = TypeVar("_T")
 
@@ -244,11 +255,28 @@ def parse_purpose(text: str) -> Purpose:
                 f"expected at most {WALLET_TEXT_CHARS_MAX} characters in each text of "
                 f"{PURPOSE_FIELD}, found {len(word)}"
             )
-        if not word.isprintable():
+        if any(unicodedata.category(char) in _BREAKING for char in word):
             raise WireError(
                 f"{PURPOSE_FIELD} holds a control character or a line break: send one line of text"
             )
     return purpose
+
+
+def parse_timeout(text: str) -> float:
+    """Return for how many seconds bytes of a target are awaited; the most if `text` is empty.
+
+    Raises:
+        WireError: It is not a number of seconds.
+    """
+    if not text:
+        return WALLET_TIMEOUT_S_MAX
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise WireError(f"expected {TIMEOUT} in seconds, found {text[:32]!r}")
+    return min(seconds, WALLET_TIMEOUT_S_MAX)
 
 
 def format_hop(hop: Hop) -> str:

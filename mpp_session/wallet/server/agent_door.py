@@ -123,7 +123,7 @@ class AgentDoor:
         for agent in self._agents().values():
             if hmac.compare_digest(agent.token_digest, digest):
                 found = agent
-        if found is None or not self._serves(found) or found.name not in self._desks:
+        if found is None or not self._serves(found):
             where = "" if self._only is None else f" of the agent {self._only}"
             raise PolicyRefusedError(
                 f"expected the token{where} in {TOKEN}: `mpp-session wallet agent-add` makes one, "
@@ -136,7 +136,13 @@ class AgentDoor:
                 code=Code.AGENT_EXPIRED,
                 field=f"agent.{found.name}.expires",
             )
-        return self._desks[found.name]
+        desk = self._desks.get(found.name)
+        if desk is None:
+            raise PolicyRefusedError(
+                f"the agent {found.name} was revoked by its owner: it needs another name and token",
+                code=Code.AGENT_REVOKED,
+            )
+        return desk
 
     def _serves(self, agent: Agent) -> bool:
         return agent.uid is None if self._only is None else agent.name == self._only

@@ -51,6 +51,7 @@ async def serve_door(
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,  # a target's answer has its own
             h11_max_incomplete_event_size=HEAD_BYTES_MAX,
             timeout_graceful_shutdown=math.ceil(_STOP_S),
         ),

@@ -22,10 +22,12 @@ from mpp_session.agent.wallet_wire import (
     PURPOSE_FIELD,
     REQUEST,
     TARGET,
+    TIMEOUT,
     Hop,
     format_hop,
     parse_hop,
     parse_purpose,
+    parse_timeout,
 )
 from mpp_session.wallet.server.answers import answer_failure
 from mpp_session.wallet.server.desk import Desk
@@ -37,8 +39,8 @@ __all__ = ["BodyTooLongError", "Ended", "Forwarder", "find_field", "read_body"]
 _log: Final = logging.getLogger(__name__)
 
 _ID_BYTES: Final = 12
-_TIMEOUT: Final = httpx.Timeout(connect=30.0, read=3600.0, write=60.0, pool=60.0)
-"""The agent ends an answer that takes too long for it by closing its connection."""
+_CONNECT_S: Final = 30.0
+_WRITE_S: Final = 60.0
 
 
 class BodyTooLongError(WireError):
@@ -106,8 +108,10 @@ class Forwarder:
         url = self.target(find_field(raw, TARGET))
         said = find_field(raw, PURPOSE_FIELD)
         purpose = parse_purpose(said) if said else Purpose()
+        read_s = parse_timeout(find_field(raw, TIMEOUT))
+        timeout = httpx.Timeout(_WRITE_S, connect=_CONNECT_S, read=read_s)
         extensions: dict[str, object] = {
-            "timeout": _TIMEOUT.as_dict(),
+            "timeout": timeout.as_dict(),
             PURPOSE: WalletRequest(request_id=request_id, purpose=purpose),
         }
         hop = find_field(raw, HOP)

@@ -103,6 +103,7 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
             keys=settings.keys,
         )
         opened.push_async_callback(wallet.end)
+        await wallet.begin()
         yield wallet
 
 

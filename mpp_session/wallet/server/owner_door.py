@@ -127,7 +127,7 @@ class OwnerDoor:
 
     async def _revoke(self, request: Request) -> object:
         order = await _read(request, ScopeOrder)
-        await self._wallet.books.revoke(order.scope, reason=order.reason, by=_OWNER)
+        await self._wallet.revoke(order.scope, reason=order.reason, by=_OWNER)
         return order
 
     async def _reload(self, _: Request) -> object:

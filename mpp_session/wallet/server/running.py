@@ -81,7 +81,23 @@ class RunningWallet:
         self._keys = keys
         self._reloading = asyncio.Lock()
         self.desks: dict[str, Desk] = {}
+        self._revoked: frozenset[str] = frozenset()
+
+    async def begin(self) -> None:
+        """Open the agents' places. Those that were revoked get none."""
+        await self._read_revoked()
         self._open_desks()
+
+    async def revoke(self, scope: str, *, reason: str, by: str) -> None:
+        """Refuse an agent or a rule for good; what runs for the agent ends now.
+
+        Raises:
+            ConfigError: The policy has no such agent or rule.
+        """
+        await self.books.revoke(scope, reason=reason, by=by)
+        await self._read_revoked()
+        for name in self._revoked & set(self.desks):
+            await self.desks.pop(name).end()
 
     async def reload(self) -> WalletPolicy:
         """Read the policy's file again and decide by it; what runs goes on under the new one.
@@ -190,9 +206,15 @@ class RunningWallet:
         """End what runs for agents: streams end now, and what was signed is counted."""
         await asyncio.gather(*(desk.end() for desk in self.desks.values()))
 
+    async def _read_revoked(self) -> None:
+        stops = await self.books.stops()
+        self._revoked = frozenset(
+            stop.scope.removeprefix("agent ") for stop in stops if stop.kind == "revoke"
+        )
+
     def _open_desks(self) -> None:
         for name in self.policy.agents:
-            if name not in self.desks:
+            if name not in self.desks and name not in self._revoked:
                 self.desks[name] = self._open_desk(name)
 
     def _open_desk(self, name: str) -> Desk:

@@ -20,9 +20,10 @@ from channel.limits import (
     WALLET_PURPOSE_BYTES_MAX,
     WALLET_QUESTION_BYTES_MAX,
     WALLET_TEXT_CHARS_MAX,
+    WALLET_TIMEOUT_S_MAX,
 )
 from mpp_session.agent.purpose import Purpose
-from mpp_session.agent.wallet_wire import format_purpose, parse_purpose
+from mpp_session.agent.wallet_wire import format_purpose, parse_purpose, parse_timeout
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields
 from mpp_session.wallet.server.process import OWNER_SOCKET, OWNER_TOKEN
 from tests.mpp_session.wallet.server.process import OTHER_UID, WalletProcess
@@ -211,14 +212,26 @@ def test_a_purpose_is_bounded_and_has_no_control_characters() -> None:
         Purpose(task="t" * (WALLET_TEXT_CHARS_MAX + 1)),
         Purpose(reason="a\r\nWallet-Token: b"),
         Purpose(tool="\x00"),
+        Purpose(on_behalf_of="\u2028"),
     ):
         with pytest.raises(WireError):
             parse_purpose(format_purpose(bad))
+    wide = Purpose(task="\u5831\u544a\u3000\u66f8", reason="\u00a0")
+    assert parse_purpose(format_purpose(wide)) == wide
     for text in ("!", "e30=x", base64.b64encode(b'{"more":1}').decode(), "W10"):
         with pytest.raises(WireError):
             parse_purpose(text)
     with pytest.raises(WireError, match=str(WALLET_PURPOSE_BYTES_MAX)):
         parse_purpose("A" * (WALLET_PURPOSE_BYTES_MAX + 1))
+
+
+def test_patience_is_bounded() -> None:
+    assert parse_timeout("") == WALLET_TIMEOUT_S_MAX
+    assert parse_timeout(str(WALLET_TIMEOUT_S_MAX + 1)) == WALLET_TIMEOUT_S_MAX
+    assert parse_timeout("2.5") == 2.5
+    for text in ("0", "-1", "nan", "inf", "soon"):
+        with pytest.raises(WireError):
+            parse_timeout(text)
 
 
 def raw(wallet: WalletProcess, head: bytes, body: bytes = b"") -> bytes:

@@ -183,6 +183,10 @@ def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
         pytest.raises(PolicyRefusedError, match="token"),
     ):
         client.payments.channels()
+    assert "revoked" in run(APP, ["wallet", "revoke", "agent", "far", *home]).stdout
+    found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
+    assert found["revoked"] == ["agent far"]
+    assert "far" not in found["running"]
     made = json.loads(run(APP, ["wallet", "agent-add", "new.one", "--uid", "7", "--json"]).stdout)
     assert made["token"].startswith("mpp_")
     assert made["token"] not in made["policy"]
