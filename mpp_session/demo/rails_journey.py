@@ -35,6 +35,11 @@ __all__ = ["Steps", "run_rails_demo"]
 
 _DEPOSIT: Final = 100 * PRICE
 _PATIENCE_S: Final = 60.0
+_SETTINGS: Final = """\
+[rails]
+charge = true
+wait_s = 60  # six programs start together, also on a slow machine
+"""
 
 
 class Steps(Protocol):
@@ -105,7 +110,7 @@ async def run_rails_demo(
 @asynccontextmanager
 async def _run_shop(folder: Path) -> AsyncIterator[Child]:
     config = folder / "shop.toml"
-    await asyncio.to_thread(config.write_text, "[rails]\ncharge = true\n")
+    await asyncio.to_thread(config.write_text, _SETTINGS)
     command = [sys.executable, "-m", "mpp_session.demo.shop"]
     command += [str(config), str(folder / "devnet.json")]
     log, ready = folder / "shop.log", r"listening on (http://\S+)"
