@@ -35,7 +35,7 @@ from channel.client.policy.policy import (
 )
 from channel.client.store.record import ChannelRecord, Scope, adopt_fact, adopt_opening
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ChannelUnusableError, TransactionRevertedError
+from channel.errors import ChannelUnusableError, PolicyRefusedError, TransactionRevertedError
 from channel.types import ZERO_ADDRESS, ChannelFact, ChannelKey, ChannelTerms, TxHash
 from channel.verify.typed_data import CANONICAL_PERMIT2, derive_channel_id
 from channel.wire.receipt import Receipt
@@ -43,6 +43,8 @@ from channel.wire.receipt import Receipt
 __all__ = ["ChannelOpener", "Source"]
 
 SALT_BYTES = 32
+PARTLY_APPROVED = "approval_denied"
+"""The code of a refusal whose `allowed`, above 0, was approved instead of what was asked."""
 
 Source = Literal["slot", "store", "new"]
 """Where a request's channel comes from."""
@@ -152,7 +154,8 @@ class ChannelOpener:
         """Store a new channel in state `opening`, before anything leaves this process.
 
         A deposit by signature is signed and stored with it. An account with less than the suitable
-        deposit deposits what it has, if that covers the first cost.
+        deposit deposits what it has, if that covers the first cost. So does one whose wallet's
+        owner has approved a smaller deposit than it asked for.
 
         Raises:
             AgentError: The escrow is not trusted, the first cost exceeds the allowed deposit or
@@ -192,16 +195,26 @@ class ChannelOpener:
         )
         left = await self._store.locked_left(record, locked)
         record = replace(record, deposit=max(needed, min(record.deposit, left // 2)))
-        opening = await Depositor(chain, record, offer.request).sign_opening(means)
-        record = replace(record, opening=opening)
-        await self._store.claim(record.key)  # before another client can see the channel
-        await self._store.add(
-            record,
-            channels_max=self._policy.channels_per_origin_max,
-            locked=locked,
-            context=context,
-        )
-        return record
+
+        async def add(planned: ChannelRecord) -> ChannelRecord:
+            opening = await Depositor(chain, planned, offer.request).sign_opening(means)
+            planned = replace(planned, opening=opening)
+            await self._store.claim(planned.key)  # before another client can see the channel
+            await self._store.add(
+                planned,
+                channels_max=self._policy.channels_per_origin_max,
+                locked=locked,
+                context=context,
+            )
+            return planned
+
+        try:
+            return await add(record)
+        except PolicyRefusedError as error:
+            less = error.allowed
+            if error.code != PARTLY_APPROVED or less is None or not needed <= less < record.deposit:
+                raise
+            return await add(replace(record, deposit=less))  # what was signed never left
 
     async def deposit(
         self,

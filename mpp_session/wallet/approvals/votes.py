@@ -88,6 +88,13 @@ def _require_measure(question: Question, vote: Vote, rules: ApprovalRules) -> No
         )
     if vote.scope == "channel" and question.ask == "charge":
         raise ApprovalError("A single payment opens no channel: approve it once, or for a window.")
+    is_top_up = question.ask == "deposit" and question.channel_id is not None
+    is_fixed = question.ask == "charge" or is_top_up
+    if vote.scope == "once" and is_fixed and vote.amount < question.amount:
+        raise ApprovalError(
+            "Only the deposit that opens a channel can be smaller than was asked: approve this in "
+            "full, or deny it."
+        )
     most = question.amount if vote.scope == "once" else AMOUNT_MAX
     if not 0 < vote.amount <= most:
         unit = rules.unit(question.chain_id, question.token)

@@ -202,6 +202,8 @@ class Machine(RuleBasedStateMachine):
         if verdict == "approve":
             may = may and amount > 0 and (scope != "once" or amount <= each.amount)
             may = may and (scope != "channel" or each.ask.kind != "charge")
+            is_fixed = each.ask.kind != "sign" and not each.ask.is_opening
+            may = may and (scope != "once" or not is_fixed or amount == each.amount)
         is_open = each.state == State.PENDING and self.now < each.until
         try:
             record = self.file.run(

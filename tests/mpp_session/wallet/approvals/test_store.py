@@ -163,6 +163,15 @@ def test_a_smaller_amount_may_be_approved_and_the_agent_reads_which(desk: Desk) 
     assert desk.pay(ask_of(amount=3 * M)) == name
 
 
+@pytest.mark.parametrize("kind", ["charge", "deposit"])
+def test_a_price_and_a_top_up_are_approved_in_full(desk: Desk, kind: Any) -> None:
+    """No one can pay a part of them."""
+    name = desk.ask(ask_of(kind=kind, is_opening=False))
+    with pytest.raises(ApprovalError, match="in full"):
+        desk.decide(name, amount=3 * M)
+    assert desk.decide(name).approved == 5 * M
+
+
 def test_an_approval_of_another_policy_is_void_and_the_record_says_so(desk: Desk) -> None:
     """openai-agents-python#4896: the policy changed after the approval, and nobody asked again."""
     given, waiting = desk.ask(), desk.ask(ask_of(path="/extract"))

@@ -69,9 +69,7 @@ async def test_curl_pays(stack: Stack, way: str) -> None:
     assert await stack.spent() - before == 3 * PRICE
 
 
-async def test_a_refusal_is_shown_once_and_not_retried(
-    stack: Stack, tmp_path: Path
-) -> None:
+async def test_a_refusal_is_shown_once_and_not_retried(stack: Stack, tmp_path: Path) -> None:
     """The SDK says what the policy did not allow."""
     seen = len(stack.model.seen)
     poor = only_for(

@@ -68,12 +68,17 @@ async def test_the_owner_approves_by_a_command_and_the_agent_goes_on(
         payments = client.payments
         assert isinstance(payments, WalletPayments)
         waiting = asyncio.create_task(payments.wait_for(name, timeout_s=60))
-        done = await asyncio.to_thread(command, asking, "approve", name)
+        half = shown["amount"] // 2
+        money = f"{half // 10**6}.{half % 10**6:06d}"
+        done = await asyncio.to_thread(command, asking, "approve", name, "--amount", money)
         assert done.rstrip().endswith("approved")
         assert (await waiting).state == "approved"
         answer = await client.post(f"{shop_url}/echo", json={})
         assert answer.status_code == 200
         assert (await payments.approval(name)).state == "used"
+        assert [one.deposit for one in await payments.channels() if one.state == "open"][-1:] == [
+            half
+        ]
         with pytest.raises(AgentError, match="used already"):
             await asyncio.to_thread(command, asking, "deny", name)
 
