@@ -38,8 +38,14 @@ Reason = Annotated[str, typer.Option(help="Why, for the record.")]
 @APP.command()
 def run(  # noqa: PLR0913 -- each is a flag
     *,
-    policy: Annotated[Path, typer.Option(help="What agents may pay: docs/guide/wallet.md.")],
     home: Home,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="What agents may pay: docs/guide/policy.md. With --devnet, if not given, one is "
+            "made in the home, for one agent, whose token is in agent.token there."
+        ),
+    ] = None,
     rpc_url: Annotated[
         list[str] | None, typer.Option(help="Node of a chain; repeat it for more.")
     ] = None,
@@ -91,7 +97,7 @@ def run(  # noqa: PLR0913 -- each is a flag
     reads the policy again.
 
     \b
-    mpp-session wallet run --policy policy.toml --home wallet --devnet devnet.json
+    mpp-session wallet run --home wallet --devnet devnet.json
     mpp-session wallet run --policy policy.toml --home /var/lib/wallet \\
         --rpc-url https://node.example --keystore key.json --password-file password
     """  # noqa: D301 -- \b keeps the examples' lines apart
@@ -301,7 +307,7 @@ def agent_add(
 
 
 def _settings(
-    policy: Path,
+    policy: Path | None,
     home: Path,
     *,
     devnet: Path | None,
@@ -328,11 +334,16 @@ def _settings(
     if devnet is not None:
         if keystore is not None:
             raise CommandError("give --devnet or --keystore, and not both")
-        key, rpc_urls = _devnet_account(devnet, rpc_urls)
+        policy, key, rpc_urls = _on_devnet(devnet, policy, home, rpc_urls)
     else:
-        flags = {"rpc-url": rpc_urls, "keystore": keystore, "password-file": password_file}
+        flags = {
+            "policy": policy,
+            "rpc-url": rpc_urls,
+            "keystore": keystore,
+            "password-file": password_file,
+        }
         missing = [f"--{name}" for name, value in flags.items() if not value]
-        if missing or keystore is None:
+        if missing or keystore is None or policy is None:
             raise CommandError(f"give --devnet, or also {', '.join(missing)}")
         require_private(keystore, "keystore")
         key = asyncio.run(load_keystore(keystore, password))
@@ -352,12 +363,17 @@ def _settings(
     )
 
 
-def _devnet_account(path: Path, rpc_urls: list[str]) -> tuple[bytes, list[str]]:
+def _on_devnet(
+    path: Path, policy: Path | None, home: Path, rpc_urls: list[str]
+) -> tuple[Path, bytes, list[str]]:
+    """Return policy, key and nodes of a wallet on a local chain."""
     from mpp_session.devnet_file import read_devnet
+    from mpp_session.wallet.server.devnet_policy import read_or_make_policy
     from settlement.dev.devnet import GASLESS
 
     values = read_devnet(path)
-    return values.accounts[GASLESS].private_key, rpc_urls or [values.rpc_url]
+    found = policy or read_or_make_policy(home, values)
+    return found, values.accounts[GASLESS].private_key, rpc_urls or [values.rpc_url]
 
 
 def _address(flag: str, text: str) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """A wallet that cannot be safe does not start, and says what to change."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from channel.errors import ConfigError, StoreError
 from mpp_session.cli.app import APP
 from mpp_session.testing import TestChain
+from mpp_session.wallet.server.agent_door import token_digest
+from mpp_session.wallet.server.devnet_policy import AGENT, TOKEN_FILE, read_or_make_policy
 from mpp_session.wallet.server.opening import WalletSettings, open_wallet
 from mpp_session.wallet.server.sockets import listen_on_socket, make_home
 from tests.mpp_session.wallet.server.process import OTHER_UID, WalletProcess
@@ -63,6 +66,16 @@ async def test_a_policy_is_checked_against_files_and_chain(idle: WalletProcess) 
     assert "private_key=..." in repr(good)
 
 
+async def test_a_first_look_needs_a_devnet_alone(idle: WalletProcess) -> None:
+    values = idle.chain.values
+    made = await asyncio.to_thread(read_or_make_policy, idle.home, values)
+    assert await asyncio.to_thread(read_or_make_policy, idle.home, values) == made
+    token = (idle.home / TOKEN_FILE).read_text().strip()
+    async with open_wallet(replace(settings(idle), policy=made)) as wallet:
+        assert wallet.policy.agents[AGENT].token_digest == token_digest(token)
+    assert {path.stat().st_mode & 0o777 for path in (made, idle.home / TOKEN_FILE)} == {0o600}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's directory needs root")
 async def test_the_directory_is_the_wallets_own(idle: WalletProcess) -> None:
     idle.home.mkdir()
@@ -78,6 +91,8 @@ def test_files_and_flags_are_checked_first(idle: WalletProcess) -> None:
     keystore = ["--rpc-url", "http://127.0.0.1:9", "--keystore", str(idle.keystore)]
     password = ["--password-file", str(idle.folder / "password")]
     assert "--rpc-url, --keystore, --password-file" in run()
+    words = ["wallet", "run", "--home", str(idle.home)]
+    assert "--policy" in str(CliRunner().invoke(APP, words).exception)
     assert "--password-file" in run(*keystore)
     assert "agents of other machines" in run(*keystore, *password, "--listen", "0.0.0.0:1")
     idle.keystore.chmod(0o640)
