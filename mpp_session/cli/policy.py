@@ -1,22 +1,22 @@
-"""`mpp-session policy`: check, explain and compare the policy of a wallet, and print its schema."""
+"""`mpp-session policy`: check, explain, compare and replay a wallet's policy; print its schema."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from mpp_session.cli.audit import Since, read_since
 from mpp_session.cli.options import AsJson
-from mpp_session.cli.output import count, print_json, print_table, say
+from mpp_session.cli.output import count, format_time, print_json, say
+from mpp_session.cli.wallet_process import Home
 from mpp_session.errors import CommandError
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterator
-
     from channel.tariff import Tariff
+    from mpp_session.wallet.audit.replaying import Replayed
     from mpp_session.wallet.policy import WalletPolicy
     from mpp_session.wallet.policy.compiled import Token
-    from mpp_session.wallet.types import Ask, Decision
+    from mpp_session.wallet.types import Ask
 
 __all__ = ["APP", "NAME", "check", "diff", "explain", "replay", "schema"]
 
@@ -153,96 +153,67 @@ def diff(
 def replay(
     file: PolicyPath,
     *,
-    home: Annotated[
-        Path | None,
-        typer.Option("--home", help="Directory of the wallet; this user's if not given."),
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="Only since then: 7d, 12h or 2026-12-01.")
-    ] = None,
+    home: Home,
+    since: Since = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Show at most so many lines.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """Decide again what agents asked, by another policy.
 
-    It reads the wallet's audit trail and lists what would be decided otherwise, with the sums as
-    the new policy counts them. What was approved then is approved again. Deposits that were open,
-    breakers and what was unusual are left out.
+    It reads the wallet's audit trail, and reckons the books as the other policy counts them.
+    What a freeze, a breaker, an anomaly or a person refused is left out. The wallet may be running.
 
     \b
-    mpp-session policy replay policy.new.toml --since 7d
+    mpp-session policy replay policy.new.toml --home wallet --since 7d
     """  # noqa: D301 -- \b keeps the examples' lines apart
     from contextlib import closing
 
-    from mpp_session.cli.audit import find_home, read_since
-    from mpp_session.cli.output import format_time
+    from mpp_session.wallet.audit.replaying import replay_trail
     from mpp_session.wallet.audit.trail import open_trail
-    from mpp_session.wallet.policy.matching import shown
-    from mpp_session.wallet.policy.replaying import replay as decide_again
 
-    policy = _load(file)
-    start = None if since is None else read_since(since)
-    with closing(open_trail(find_home(home) / "wallet.db")) as db:
-        asks = list(_recorded(db, start))
-    approved = {id(ask) for ask, _, has_approval in asks if has_approval}
-    changed = [
-        one
-        for one in decide_again(policy, ((ask, None, decision) for ask, decision, _ in asks))
-        if not (one.after.action == "ask" and id(one.ask) in approved)
-    ]
-    rows = [
-        {
-            "at": format_time(one.ask.at),
-            "agent": shown(one.ask.agent),
-            "asked": f"{one.ask.kind} {one.ask.method} {one.ask.origin}{shown(one.ask.path)}",
-            "was": f"{one.before.action} ({one.before.code})",
-            "would be": f"{one.after.action} ({one.after.code})",
-            "because": one.after.reason,
-        }
-        for one in changed
-    ]
+    policy, after = _load(file), None if since is None else read_since(since)
+    with closing(open_trail(home / "wallet.db")) as db:
+        asked, changes = replay_trail(db, policy, since=after)
     if as_json:
-        print_json(rows)
+        print_json(
+            {
+                "asked": asked,
+                "changed": [
+                    {
+                        "at": one.first.ask.at,
+                        "agent": one.first.ask.agent,
+                        "request_id": one.first.ask.request_id,
+                        "kind": one.first.ask.kind,
+                        "amount": str(one.amount),
+                        "asks": one.asks,
+                        "before": one.first.before.action,
+                        "after": one.first.after.action,
+                        "code": one.first.after.code,
+                        "reason": one.first.after.reason,
+                    }
+                    for one in changes
+                ],
+            }
+        )
         return
-    print_table(rows)
-    looser = sum(one.is_looser for one in changed)
-    say(f"{count(len(asks), 'ask')}: {len(changed)} decided otherwise, {looser} of them looser")
+    for one in changes[:most]:
+        say(_change_line(one))
+    if len(changes) > most:
+        say(f"and {count(len(changes) - most, 'more line')}: --most shows them")
+    decided = sum(one.asks for one in changes)
+    looser = sum(one.asks for one in changes if one.first.is_looser)
+    say(f"{count(asked, 'ask')}: {decided:,} decided otherwise, {looser:,} of them looser")
 
 
-def _recorded(
-    db: "sqlite3.Connection", since: float | None
-) -> "Iterator[tuple[Ask, Decision, bool]]":
-    """Yield the asks of an audit trail, later vouchers of a request too.
-
-    With each what was decided, and whether an approval was used for it.
-    """
-    from msgspec.structs import replace as changed
-
-    from mpp_session.wallet.audit.records import decode_ask, decode_decision
-    from mpp_session.wallet.audit.trail import read_entries
-
-    running: dict[str, tuple[Ask, Decision, bool]] = {}
-    for entry in read_entries(db, since=since):
-        if entry.kind == "decision":
-            ask = decode_ask(entry.fields["ask"])
-            found = ask, decode_decision(entry.fields["decision"]), "approval_id" in entry.fields
-            if ask.kind == "sign":
-                running[ask.request_id] = found
-            yield found
-        elif entry.kind == "voucher" and entry.fields["request_id"] in running:
-            last, decision, has_approval = running[entry.fields["request_id"]]
-            voucher = entry.fields["voucher"]
-            if decision.action != "allow" or int(voucher["cumulative"]) <= last.total:
-                continue  # the amount of the decision itself
-            later = changed(
-                last,
-                amount=int(voucher["delta"]),
-                total=int(voucher["cumulative"]),
-                request_total=int(voucher["request_total"]),
-                is_first=False,
-                at=entry.at,
-            )
-            running[last.request_id] = later, decision, has_approval
-            yield running[last.request_id]
+def _change_line(one: "Replayed") -> str:
+    ask, after = one.first.ask, one.first.after
+    times = "" if one.asks == 1 else f" in {one.asks:,} asks"
+    line = (
+        f"{format_time(ask.at)}  {ask.agent}: {one.first.before.action} becomes {after.action}, "
+        f"{ask.kind} of {one.amount:,}{times} to {ask.method} {ask.origin}{ask.path}: "
+        f"{after.code}: {after.reason}"
+    )
+    return "".join(c if c.isprintable() else " " for c in line)
 
 
 @APP.command()

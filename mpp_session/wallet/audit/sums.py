@@ -17,7 +17,7 @@ from mpp_session.wallet.audit.records import decode_ask, decode_decision
 from mpp_session.wallet.audit.trail import Entry, read_entries
 from mpp_session.wallet.types import Ask, Decision
 
-__all__ = ["By", "Sums", "add_up", "asks"]
+__all__ = ["By", "Sums", "add_up", "asks", "read_asks"]
 
 By = Literal["agent", "on_behalf_of", "task", "origin"]
 
@@ -58,7 +58,7 @@ def asks(db: sqlite3.Connection, *, since: float | None = None) -> Iterator[tupl
     Raises:
         StoreError: A record cannot be read.
     """
-    for _, ask, decision in _asks(read_entries(db, since=since)):
+    for _, ask, decision in read_asks(read_entries(db, since=since)):
         if ask is not None and decision is not None:
             yield ask, decision
 
@@ -71,7 +71,7 @@ def add_up(db: sqlite3.Connection, by: By, *, since: float | None = None) -> lis
     """
     rows: dict[tuple[str, int, str], Sums] = {}
     channels: dict[str, _Channel] = {}
-    for entry, ask, decision in _asks(read_entries(db, since=since)):
+    for entry, ask, decision in read_asks(read_entries(db, since=since)):
         if ask is None or decision is None:
             _end(channels, entry)
             continue
@@ -82,10 +82,14 @@ def add_up(db: sqlite3.Connection, by: By, *, since: float | None = None) -> lis
     return [rows[key] for key in sorted(rows)]
 
 
-def _asks(
+def read_asks(
     entries: Iterator[Entry],
 ) -> Iterator[tuple[Entry, Ask | None, Decision | None]]:
-    """Yield every record, with ask and decision where it has them."""
+    """Yield every record, with ask and decision where it has them.
+
+    Raises:
+        StoreError: A record cannot be read.
+    """
     known: dict[str, tuple[Ask, Decision, int | None]] = {}
     for entry in entries:
         fields = entry.fields

@@ -14,6 +14,7 @@ from mpp_session.wallet.audit.trail import Trail
 from mpp_session.wallet.policy import decide, parse_policy
 from mpp_session.wallet.types import Purpose, Snapshot
 from tests.mpp_session.cli.conftest import Run
+from tests.mpp_session.wallet.audit.payments import write_payments
 from tests.mpp_session.wallet.policy.asks import NOW, TARIFF, ask
 
 POLICY = """\
@@ -136,7 +137,25 @@ def test_recorded_asks_are_decided_again(run: Run, tmp_path: Path) -> None:
     assert shown.stdout == "2 asks: 0 decided otherwise, 0 of them looser\n", shown.stderr
     (tmp_path / "tight.toml").write_text(tables.replace("20.00 usdc2", "0.010004 usdc2"))
     found = json.loads(run("policy", "replay", "tight.toml", "--home", ".", "--json").stdout)
-    assert [(row["was"], row["would be"]) for row in found] == [
-        ("allow (allowed)", "deny (envelope_exceeded)")
-    ]
-    assert "of which 0.010000 USDC2 is used" in found[0]["because"]
+    (changed,) = found["changed"]
+    assert (changed["before"], changed["after"]) == ("allow", "deny")
+    assert (changed["code"], changed["amount"]) == ("envelope_exceeded", "5")
+    assert "of which 0.010000 USDC2 is used" in changed["reason"]
+
+
+def test_a_policy_is_tried_on_what_was_asked(run: Run, file: str, tmp_path: Path) -> None:
+    write_payments(tmp_path / "wallet.db")
+    flags = ("policy", "replay", file, "--home", str(tmp_path))
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert last == "7 asks: 7 decided otherwise, 0 of them looser"
+    assert "a: allow becomes deny, sign of 20 in 3 asks to POST https://api.example" in done.stdout
+    assert "agent_unknown" in lines[0]
+    found = json.loads(run(*flags, "--json", "--since", "2026-01-01").stdout)
+    assert (found["asked"], found["changed"][0]["before"]) == (7, "ask")
+    assert "and 4 more lines" in run(*flags, "--most", "1").stdout
+    assert (
+        run(*flags, "--since", "2090-01-01").stdout
+        == "0 asks: 0 decided otherwise, 0 of them looser\n"
+    )
