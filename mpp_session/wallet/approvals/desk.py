@@ -111,6 +111,7 @@ class ApprovalDesk:
                 self._people,
                 tokens=None if secret is None else AnswerTokens(secret),
                 now=self._now,
+                cookie=f"mpp-session-wallet-{self.page_port}",
             )
             work["serving the approvals' pages"] = serve_admin(self._page, build_admin(site.routes))
         return work
@@ -149,6 +150,10 @@ class ApprovalDesk:
             if record is None or record.question.agent != agent:
                 return None
             left_s = until - asyncio.get_running_loop().time()
+            open_s = record.expires_at - self._now()
+            if record.state == State.PENDING and open_s <= 0:
+                await self.transact(lambda db: self._approvals.expire(db, self._now()))
+                continue
             if record.state != State.PENDING or left_s <= 0:
                 return ApprovalState(
                     id=record.id,
@@ -157,7 +162,7 @@ class ApprovalDesk:
                     comment=record.comment,
                 )
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(min(left_s, open_s)):
                     await changed.wait()
             except TimeoutError:
                 continue

@@ -28,7 +28,6 @@ from mpp_session.wallet.approvals.webhook import Transact
 
 __all__ = ["ApprovalSite"]
 
-_COOKIE: Final = "mpp-session-wallet"
 _SHOWN: Final = 20
 _PERSON: Final = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 _LINKED: Final = Decider("person", "webhook")
@@ -51,6 +50,7 @@ class ApprovalSite:
         *,
         tokens: AnswerTokens | None = None,
         now: Callable[[], float] = time.time,
+        cookie: str = "mpp-session-wallet",
     ) -> None:
         """Show the questions of `approvals`.
 
@@ -60,6 +60,7 @@ class ApprovalSite:
             people: Who may log in, by name: each with a token of their own.
             tokens: Checks the tokens of messages; None if no messages are sent.
             now: The time, Unix seconds.
+            cookie: Its name. Cookies do not tell ports apart, and a machine may have two wallets.
 
         Raises:
             ConfigError: A name cannot stand in a cookie.
@@ -74,6 +75,7 @@ class ApprovalSite:
         self._people = people
         self._tokens = tokens
         self._now = now
+        self._cookie = cookie
 
     @property
     def routes(self) -> list[Route]:
@@ -96,7 +98,7 @@ class ApprovalSite:
 
     def _guard(self, page: _Page) -> Callable[[Request], Awaitable[Response]]:
         async def guarded(request: Request) -> Response:
-            name, _, session = request.cookies.get(_COOKIE, "").partition(":")
+            name, _, session = request.cookies.get(self._cookie, "").partition(":")
             access = self._people.get(name)
             if access is None or not access.knows(session):
                 return redirect("/login")
@@ -132,7 +134,7 @@ class ApprovalSite:
             return send_page(pages.login_page(names, "This is not the token."), 403)
         answer = redirect("/")
         answer.set_cookie(
-            _COOKIE,
+            self._cookie,
             f"{name}:{access.begin()}",
             max_age=SESSION_S,
             httponly=True,
@@ -143,7 +145,7 @@ class ApprovalSite:
 
     async def _logout(self, _request: Request, _name: str, _form_token: str) -> Response:
         answer = redirect("/login")
-        answer.delete_cookie(_COOKIE, path="/", httponly=True, samesite="strict")
+        answer.delete_cookie(self._cookie, path="/", httponly=True, samesite="strict")
         return answer
 
     # Pages.

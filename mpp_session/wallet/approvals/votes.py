@@ -71,6 +71,8 @@ def _require_supervisor(question: Question, vote: Vote, rules: ApprovalRules) ->
         )
     if vote.verdict == "deny":
         return
+    if question.is_raise:
+        raise ApprovalError("An envelope is its owner's limit: only people may lift it.")
     most = supervisor.approve_max.get((question.chain_id, question.token), 0)
     if vote.amount > most:
         unit = rules.unit(question.chain_id, question.token)

@@ -33,8 +33,11 @@ TIMEOUT_S: Final = 10.0
 PAUSES_S: Final = (1.0, 5.0, 30.0, 120.0)
 """Before the second try and each one after it; then the message is given up."""
 LOOK_S: Final = 5.0
+DAY_S: Final = 24 * 3600
 TOGETHER: Final = 20
 """Questions in one message; the next message has the others."""
+KEPT_S: Final = 400 * 24 * 3600
+"""How long records are kept that have ended, as the books keep what they count."""
 FRESH_S: Final = 300
 """How old a message may be when it is checked."""
 _AGAIN: Final = frozenset({408, 425, 429})
@@ -112,6 +115,7 @@ class Announcer:
         self._now = now
         self._sleep = sleep
         self._verify = verify
+        self._forgot_at = 0.0
 
     async def run(self) -> None:
         """Look every few seconds, until cancelled."""
@@ -134,7 +138,11 @@ class Announcer:
         return len(found)
 
     def _read(self, db: Connection) -> list[Record]:
-        self._approvals.expire(db, self._now())
+        now = self._now()
+        self._approvals.expire(db, now)
+        if now - self._forgot_at > DAY_S:
+            self._approvals.forget(db, now - KEPT_S)
+            self._forgot_at = now
         waiting = self._approvals.pending(db)
         return [each for each in waiting if not each.notices][:TOGETHER]
 
@@ -231,7 +239,8 @@ def _require_url(url: str, *, allow_loopback: bool) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
-    except ValueError as error:
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
         raise ConfigError(f"`approval.webhook.url` is not a URL: {error}") from None
     is_plain = url.isascii() and url.isprintable() and " " not in url and "\\" not in url
     if not (host and is_plain) or parts.fragment or "@" in parts.netloc:

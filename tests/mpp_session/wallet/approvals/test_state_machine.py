@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
         amount = each.amount if share is None else each.amount * share // 2
         may = by.kind == "person" and by.id in {"mia", "bob"}
         if by.kind == "agent":
-            limit = verdict == "deny" or amount <= 3 * M
+            limit = verdict == "deny" or (amount <= 3 * M and each.ask.kind != "sign")
             may = by.id != each.ask.agent and each.ask.agent in SUPERVISOR.may_approve and limit
         if verdict == "approve":
             may = may and amount > 0 and (scope != "once" or amount <= each.amount)

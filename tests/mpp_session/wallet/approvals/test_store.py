@@ -250,6 +250,14 @@ def test_a_supervisor_answers_within_its_bounds(desk: Desk, ask: Ask, by: str, s
     assert desk.decide(within, Decider("agent", "lead")).state == State.APPROVED
 
 
+def test_agents_among_themselves_lift_no_envelope(desk: Desk) -> None:
+    """fak#3273: two agents that called each other for 11 days. A denial is as good as another."""
+    name = desk.ask(ask_of(amount=M), Code.LOCKED_EXCEEDED)
+    with pytest.raises(ApprovalError, match="only people"):
+        desk.decide(name, Decider("agent", "lead"))
+    assert desk.decide(name, Decider("agent", "lead"), "deny").state == State.DENIED
+
+
 @pytest.mark.parametrize("scope", ["channel", "window"])
 def test_no_scope_is_wider_than_the_policy_s(file: WalletFile, scope: Any) -> None:
     desk = Desk(file, Approvals(replace(RULES, scope_max="once")))
