@@ -1,14 +1,22 @@
 """The message about questions, as a real server receives it."""
 
+import asyncio
 import hashlib
 import hmac
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -71,6 +79,50 @@ async def receiver() -> AsyncIterator[Receiver]:
     async with serve(Starlette(routes=routes)) as url:
         made.url = f"{url}/hook"
         yield made
+
+
+def make_certificate(path: Path) -> None:
+    """Write a key and a certificate of `localhost` that it has signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, SHA256())
+    )
+    plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(key.private_bytes(*plain) + signed.public_bytes(Encoding.PEM))
+
+
+async def test_only_a_receiver_with_a_trusted_certificate_gets_the_message(
+    tmp_path: Path, approvals: Approvals
+) -> None:
+    made, certificate = Receiver(), tmp_path / "localhost.pem"
+    await asyncio.to_thread(make_certificate, certificate)
+    routes = [Route("/hook", made.take, methods=["POST"])]
+    async with (
+        serve(Starlette(routes=routes), certificate=certificate) as url,
+        desk_for(tmp_path, approvals, f"{url}/hook") as distrusting,
+    ):
+        await distrusting.ask(1)
+        await distrusting.announcer.look()
+        assert made.got == []
+        trust = await asyncio.to_thread(ssl.create_default_context, cafile=str(certificate))
+        trusting = Announcer(
+            approvals,
+            distrusting.store.transact,
+            Webhook(f"{url}/hook", SECRET, allow_loopback=True),
+            page_url=PAGE,
+            now=distrusting.clock,
+            verify=trust,
+        )
+        await distrusting.ask(2)
+        await trusting.look()
+    assert len(made.got) == 1
 
 
 @asynccontextmanager
