@@ -5,7 +5,7 @@ sends can raise them (CLIENT-01, CLIENT-06, F-91 to F-96). A refusal names the f
 and what is allowed. Prices are compared in `prices`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -115,6 +115,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an agent may agree to."""
 
     limits: tuple[TokenLimits, ...]
+    limits_of: Callable[[str], tuple[TokenLimits, ...]] | None = None
+    """Returns the limits for an origin, where they differ; None: `limits` for every origin. It must
+    be pure, and names no chain that `limits` does not name."""
     pays: tuple[Literal["session", "charge", "x402"], ...] = ("session",)
     """The ways to pay: a session, a charge for one request, and x402 (`exact`) for one request.
     Where a server offers several, a session pays streams and all but a server's first request."""
@@ -259,14 +262,14 @@ def require_chain(chains: Mapping[int, PayerChain], chain_id: int, origin: str) 
 
 def limits_for(policy: Policy, chain_id: int, token: Address, origin: str) -> TokenLimits:
     """Return the limits for a token on a chain, or raise `OfferRefusedError` if there are none."""
-    for limits in policy.limits:
+    known = policy.limits if policy.limits_of is None else policy.limits_of(origin)
+    for limits in known:
         if (limits.chain_id, limits.token) == (chain_id, token):
             return limits
     raise OfferRefusedError(
         field="chainId and currency",
         asked=_spelt(chain_id, token),
-        allowed=", ".join(_spelt(limits.chain_id, limits.token) for limits in policy.limits)
-        or "none",
+        allowed=", ".join(_spelt(limits.chain_id, limits.token) for limits in known) or "none",
         origin=origin,
         setting="Policy.limits",
     )

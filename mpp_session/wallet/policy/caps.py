@@ -64,10 +64,13 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         return self.envelope is not None and self.envelope.on_exceed == "ask"
 
     def retry_at(self, at: float) -> float | None:
-        """Return when the window has freed all of it; None where waiting does not help."""
+        """Return when the window has freed all of it; None where waiting does not help.
+
+        Books count in steps of a sixtieth of the window, and the oldest whole.
+        """
         if self.window_s is None or self.asked > self.limit:
             return None
-        return at + self.window_s
+        return at + self.window_s + max(1, -(-self.window_s // 60))
 
     def warning(self) -> str | None:
         """Return the greatest share of `warn_at` that this ask crosses, in words."""

@@ -5,6 +5,7 @@ the limit that counts; these keep the client from sizing a deposit that is refus
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from channel.client.policy.policy import Policy, TokenLimits
@@ -16,6 +17,7 @@ from mpp_session.wallet.policy.patterns import matches_origin, normalise_origin
 
 __all__ = ["client_policy"]
 
+_ORIGINS_CACHED: Final = 256
 _UNBOUNDED: Final = 1_000_000
 """Channels or streams of a rule that bounds neither."""
 
@@ -33,25 +35,43 @@ class _EveryKind(Mapping[str, int | str]):
         return len(KINDS)
 
 
-def client_policy(policy: WalletPolicy, agent: str, origin: str | None = None) -> Policy:
+def client_policy(policy: WalletPolicy, agent: str) -> Policy:
     """Return the limits for an agent's paying client; nothing is payable for an unknown agent.
 
-    With an `origin` only rules count that may be about it, so deposits are sized by them.
+    For each origin only the rules count that may be about it, because the client sizes deposits by
+    the limits.
     """
-    rules = [rule for rule in policy.rules if _may_allow(rule, agent, origin)]
+    rules = _rules_about(policy, agent, None)
+    is_open = policy.default == "ask"
+
+    @lru_cache(maxsize=_ORIGINS_CACHED)
+    def limits_of(origin: str) -> tuple[TokenLimits, ...]:
+        return _limits_under(policy, agent, _rules_about(policy, agent, origin))
+
+    return Policy(
+        limits=_limits_under(policy, agent, rules),
+        limits_of=limits_of,
+        pays=("session", "charge", "x402"),
+        channels_per_origin_max=_greatest([rule.caps.channels for rule in rules], is_open=is_open),
+        parallel_streams_max=_greatest([rule.caps.streams for rule in rules], is_open=is_open),
+        allow_loopback_http=policy.allow_loopback_http,
+    )
+
+
+def _rules_about(policy: WalletPolicy, agent: str, origin: str | None) -> list[Rule]:
+    return [rule for rule in policy.rules if _may_allow(rule, agent, origin)]
+
+
+def _limits_under(
+    policy: WalletPolicy, agent: str, rules: Sequence[Rule]
+) -> tuple[TokenLimits, ...]:
     is_open = policy.default == "ask"
     limits = []
     for token in policy.tokens.values():
         about = [rule for rule in rules if _is_about(rule, token)]
         if (about or is_open) and policy.envelopes_of(agent, token.alias):
             limits.append(_limits(policy, agent, token, about, is_open=is_open))
-    return Policy(
-        limits=tuple(limits),
-        pays=("session", "charge", "x402"),
-        channels_per_origin_max=_greatest([rule.caps.channels for rule in rules], is_open=is_open),
-        parallel_streams_max=_greatest([rule.caps.streams for rule in rules], is_open=is_open),
-        allow_loopback_http=policy.allow_loopback_http,
-    )
+    return tuple(limits)
 
 
 def _may_allow(rule: Rule, agent: str, origin: str | None) -> bool:

@@ -120,6 +120,15 @@ def test_a_policy_without_limits_allows_nothing() -> None:
         require_offer(replace(policy, limits=()), offer_of(), ORIGIN, NOW)
 
 
+def test_limits_may_differ_by_origin() -> None:
+    """So deposits are sized by what is allowed there, not by the greatest of all limits."""
+    near, policy = limits_of(deposit_max=7), policy_of()
+    split = replace(policy, limits_of=lambda origin: (near,) if origin == ORIGIN else ())
+    assert require_offer(split, offer_of(), ORIGIN, NOW) is near
+    with pytest.raises(OfferRefusedError, match="the policy allows none"):
+        require_offer(split, offer_of(), "https://other.example:443", NOW)
+
+
 def test_the_description_decides_nothing() -> None:
     """CHAL-13."""
     offer = offer_of({"description": "free of charge"}, description="free of charge")

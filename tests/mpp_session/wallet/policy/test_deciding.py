@@ -92,7 +92,7 @@ def test_requests_are_counted_once_each_and_again_when_the_window_frees() -> Non
     first, later = ask(), ask(is_first=False)
     assert decide(of, first, books(of, first, "requests", 59)).action == "allow"
     refused = decide(of, first, books(of, first, "requests", 60))
-    assert (refused.code, refused.retry_at) == (Code.RATE_EXCEEDED, NOW + 60)
+    assert (refused.code, refused.retry_at) == (Code.RATE_EXCEEDED, NOW + 61)
     assert decide(of, later, books(of, first, "requests", 60)).action == "allow"
     assert not [one for one in counters_for(of, later) if one.what == "requests"]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channel.client.policy.policy import Policy, step_value
+from channel.client.policy.policy import Policy, limits_for, step_value
 from channel.client.policy.prices import require_minimum, require_rates
 from channel.errors import OfferRefusedError
 from channel.tariff import Rate, Tariff
@@ -123,8 +123,11 @@ def test_the_client_is_limited_by_the_greatest_caps_of_its_rules() -> None:
     assert (client.parallel_streams_max, client.channels_per_origin_max) == (2, 4)
     assert client.pays == ("session", "charge", "x402")
     assert not client.allow_loopback_http
-    near = client_policy(of, "research-3", "https://api.example")
-    assert near.limits[0].deposit_max == 5_000_000
+    for origin, deposit in (
+        ("https://api.example:443", 5_000_000),
+        ("https://dear.example:443", 8_000_000),
+    ):
+        assert limits_for(client, 8453, USDC, origin).deposit_max == deposit
     assert client_policy(of, "nobody").limits == ()
 
 
@@ -139,7 +142,7 @@ def test_a_client_without_a_cap_on_prices_takes_every_kind(default: str) -> None
 
 
 @given(data=st.data())
-@settings(max_examples=80)
+@settings(max_examples=50)
 def test_the_client_refuses_no_price_that_the_policy_allows(data: st.DataObject) -> None:
     """Of any tariff, under any two rules."""
     price = st.sampled_from(("0.000001", "0.00001", "0.60 / 1M", "0.000002"))
