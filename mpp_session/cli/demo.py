@@ -107,6 +107,11 @@ class _Terminal:
     def step(self, what: str, seconds: float) -> None:
         step(what, seconds)
 
+    def note(self, what: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(what))
+
     def answer(self, prompt: str) -> "_AnswerOnTerminal":
         return _AnswerOnTerminal(prompt, self._console)
 

@@ -1,4 +1,4 @@
-"""The demo from start to end: one agent, one channel, two questions, and the report."""
+"""The demo from start to end: one wallet, one agent, one channel, two questions, the report."""
 
 import asyncio
 import sys
@@ -8,29 +8,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-from channel.client.policy.policy import Policy, TokenLimits
-from channel.client.store.record import ChannelRecord
+import msgspec
+
 from channel.tariff import Tariff
+from channel.types import ChannelId
 from mpp_session.agent.amounts import TokenUnit
-from mpp_session.agent.client import PayingClient, open_client
 from mpp_session.demo.chain_view import read_balances, read_channel, read_transactions
 from mpp_session.demo.child import Child, run_child
+from mpp_session.demo.events import Answered, Asked, Closed, Event, Held, Piece, Refused
 from mpp_session.demo.model import MODEL_NAME
-from mpp_session.demo.report import Answer, DemoReport
+from mpp_session.demo.report import DemoReport
+from mpp_session.demo.wallet import Wallet, read_trail, run_wallet
 from mpp_session.errors import ChildError, CommandError
 from mpp_session.settings import Money, Price
-from settlement.dev.devnet import GASLESS, Devnet
+from settlement.dev.devnet import Devnet
 
-__all__ = ["PROMPTS", "AnswerScreen", "Screen", "run_demo"]
+__all__ = ["AnswerScreen", "Screen", "run_demo"]
 
-PROMPTS: Final = (
-    "What is the capital of France? Answer in one sentence.",
-    "Write two sentences about why honest accounts matter.",
-)
 INPUT_PRICE: Final = "0.10"
 OUTPUT_PRICE: Final = "0.40"
 """For a million tokens each, in whole tokens of the demo's dollar."""
-_MAX_TOKENS: Final = 120
+_LINE_BYTES_MAX: Final = 2**20
 _CHECKED: Final = r"(\d+) voucher signatures checked"
 
 
@@ -39,6 +37,9 @@ class Screen(Protocol):
 
     def step(self, what: str, seconds: float) -> None:
         """Show that a step is done, and how long it took."""
+
+    def note(self, what: str) -> None:
+        """Show something that happened."""
 
     def answer(self, prompt: str) -> "AnswerScreen":
         """Start to show an answer."""
@@ -58,7 +59,7 @@ class AnswerScreen(Protocol):
 async def run_demo(screen: Screen, folder: Path) -> DemoReport:
     """Run the demo and return its figures, each read back from its source.
 
-    `folder` receives the ledger, the agent's store and the logs.
+    `folder` receives the ledger, the wallet's books and the logs.
 
     Raises:
         CommandError: A part did not start or failed; see `ChildError.log_tail`.
@@ -78,16 +79,36 @@ async def run_demo(screen: Screen, folder: Path) -> DemoReport:
             clock.done(
                 f"The gateway, {INPUT_PRICE} / {OUTPUT_PRICE} {token.symbol} for 1M tokens in / out"
             )
-            answers, account = await _be_an_agent(devnet, gateway, folder, screen, tariff)
-            clock.restart()
-        clock.done("The gateway has stopped, its ledger is closed")
-        fact = await read_channel(devnet, account.key.channel_id)
+            async with run_wallet(
+                folder,
+                devnet.values,
+                origin=gateway.found[1],
+                input_price=INPUT_PRICE,
+                output_price=OUTPUT_PRICE,
+            ) as wallet:
+                clock.done("The wallet: it has the key and the policy, the agent has a token")
+                owner = _Owner(wallet, screen, tariff)
+                await owner.follow(gateway)
+                clock.restart()
+        clock.done("The gateway and the wallet have stopped, their books are closed")
+        if len(owner.closed) != 1:
+            count = len(owner.closed)
+            raise CommandError(f"two answers were paid from {count} channels instead of one")
+        (account,) = owner.closed
+        fact = await read_channel(devnet, ChannelId(account.channel_id))
+        trail = await asyncio.to_thread(read_trail, wallet.home, account.channel_id)
+        screen.note(f"The wallet's audit trail of this payment; {trail.verdict}:")
+        for step in trail.steps:
+            screen.note(f"{step.seq:>6}  {step.kind}: {step.text}")
         if fact is None or not fact.is_finalized:
             raise CommandError("the escrow does not show the channel as closed")
         return DemoReport(
             token=token,
             tariff=tariff,
-            answers=tuple(answers),
+            answers=tuple(owner.answers),
+            refused=tuple(owner.refused),
+            approved=owner.approved,
+            trail=trail,
             vouchers_signed=account.vouchers,
             signature_checks=await _count_checks(gateway),
             transactions=tuple(await read_transactions(devnet, after_block=first_block)),
@@ -123,79 +144,73 @@ async def _run_gateway(folder: Path, upstream: str) -> AsyncIterator[Child]:
             raise ChildError(f"the agent could not pay: {error}", await child.tail()) from error
 
 
-async def _be_an_agent(
-    devnet: Devnet, gateway: Child, folder: Path, screen: Screen, tariff: Tariff
-) -> tuple[list[Answer], ChannelRecord]:
-    """Ask, pay as the answers arrive, and close."""
-    values = devnet.values
-    policy = Policy(
-        limits=(
-            TokenLimits(
-                chain_id=values.chain_id,
-                token=values.token,
-                unit_price_max={
-                    "input_token": f"{INPUT_PRICE} / 1M",
-                    "output_token": f"{OUTPUT_PRICE} / 1M",
-                },
-                unit=TokenUnit(values.token_symbol, values.token_decimals),
-                deposit_max=10**values.token_decimals,
-                budget=10**values.token_decimals,
-            ),
-        ),
-        allow_loopback_http=True,
-    )
-    url = gateway.found[1]
-    async with open_client(
-        rpc_url=values.rpc_url,
-        private_key=values.accounts[GASLESS].private_key,
-        policy=policy,
-        store=folder / "agent.db",
-    ) as client:
-        answers = [await _ask(client, url, prompt, screen, tariff) for prompt in PROMPTS]
-        clock = _Clock(screen)
-        closed = await client.payments.close(url)
-        clock.done("The channel is closed, the unused deposit is refunded")
-    if len(closed) != 1:
-        raise CommandError(f"two answers were paid from {len(closed)} channels instead of one")
-    return answers, closed[0]
+class _Owner:
+    """Shows what the agent does, and answers what its wallet asks."""
+
+    def __init__(self, wallet: Wallet, screen: Screen, tariff: Tariff) -> None:
+        self.answers: list[Answered] = []
+        self.closed: list[Closed] = []
+        self.refused: list[Refused] = []
+        self.approved = 0
+        self._wallet = wallet
+        self._screen = screen
+        self._tariff = tariff
+        self._shown: AnswerScreen | None = None
+        self._clock = _Clock(screen)
+
+    async def follow(self, gateway: Child) -> None:
+        """Run the agent, in a process of its own, until it has closed its channel."""
+        command = [sys.executable, "-m", "mpp_session.demo.agent"]
+        arguments = [self._wallet.address, str(self._wallet.token_file), gateway.found[1]]
+        process = await asyncio.create_subprocess_exec(
+            *command, *arguments, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES_MAX
+        )
+        try:
+            async for line in _lines_of(process):
+                await self._see(msgspec.json.decode(line, type=Event))
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+        if process.returncode:
+            raise CommandError(f"the agent ended with code {process.returncode}")
+        self._clock.done("The channel is closed, the unused deposit is refunded")
+
+    async def _see(self, event: Event) -> None:
+        match event:
+            case Refused():
+                self._screen.note(f"The wallet refuses ({event.code}): {event.reason}")
+                self.refused.append(event)
+            case Held():
+                self._screen.note(f"The wallet asks its owner: {event.reason}")
+                await self._wallet.approve(event.approval_id)
+                self._screen.note("The owner approves.")
+                self.approved += 1
+            case Asked(prompt):
+                self._shown = self._screen.answer(prompt)
+                self._shown.__enter__()
+            case Closed():
+                self.closed.append(event)
+            case _:
+                self._show(event)
+
+    def _show(self, event: Piece | Answered) -> None:
+        assert self._shown is not None  # noqa: S101 -- the agent asked before
+        if isinstance(event, Piece):
+            paid = self._tariff.cost({"output_token": event.tokens})
+            self._shown.token(event.text, event.tokens, paid)
+            return
+        self._shown.token("", event.units, event.cost)
+        self._shown.__exit__(None, None, None)
+        self.answers.append(event)
+        self._clock.restart()
 
 
-async def _ask(
-    client: PayingClient, url: str, prompt: str, screen: Screen, tariff: Tariff
-) -> Answer:
-    """Ask one question through the plain OpenAI client, and show the answer as it arrives."""
-    import openai  # noqa: PLC0415 -- only the demo needs it, and it is slow to import
-
-    began = time.monotonic()
-    before = await _paid(client)
-    http_client: Any = client  # openai's types accept only httpx.AsyncClient of its own version
-    model = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", http_client=http_client)
-    stream = await model.chat.completions.create(
-        model=MODEL_NAME,
-        messages=[{"role": "user", "content": prompt}],
-        stream=True,
-        stream_options={"include_usage": True},
-        max_tokens=_MAX_TOKENS,
-        temperature=0,
-    )
-    text, tokens, read, made = "", 0, 0, 0
-    with screen.answer(prompt) as shown:
-        async for chunk in stream:
-            piece = chunk.choices[0].delta.content if chunk.choices else None
-            if piece:
-                text, tokens = text + piece, tokens + 1
-                shown.token(piece, tokens, tariff.cost({"output_token": tokens}))
-            if chunk.usage is not None:
-                read, made = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
-        units, cost = (now - then for now, then in zip(await _paid(client), before, strict=True))
-        shown.token("", units, cost)
-    return Answer(prompt, text, read, made, units, cost, time.monotonic() - began)
-
-
-async def _paid(client: PayingClient) -> tuple[int, int]:
-    """Return output tokens and base units that the receipts charge so far."""
-    channels = await client.payments.channels()
-    return sum(one.units for one in channels), sum(one.spent for one in channels)
+async def _lines_of(process: asyncio.subprocess.Process) -> AsyncIterator[bytes]:
+    assert process.stdout is not None  # noqa: S101 -- it was started with a pipe
+    while line := await process.stdout.readline():
+        yield line
+    await process.wait()
 
 
 async def _count_checks(gateway: Child) -> int:

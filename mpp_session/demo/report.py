@@ -5,6 +5,7 @@ demo succeeds only if all three agree.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 from rich.table import Table
@@ -12,24 +13,11 @@ from rich.table import Table
 from channel.tariff import Tariff, Usage, format_rate
 from channel.types import TxHash
 from mpp_session.agent.amounts import TokenUnit
+from mpp_session.demo.events import Answered, Refused
 
-__all__ = ["Answer", "Balances", "DemoReport", "Transaction"]
+__all__ = ["Balances", "DemoReport", "Trail", "TrailStep", "Transaction"]
 
-
-class Answer(msgspec.Struct, frozen=True):
-    """One question, asked and paid for."""
-
-    prompt: str
-    text: str
-    input_tokens: int
-    """Tokens of the prompt that the model server reported."""
-    output_tokens: int
-    """Output tokens that the model server reported."""
-    units: int
-    """Output tokens that the provider's receipt charges."""
-    cost: int
-    """Base units that the provider's receipt charges."""
-    seconds: float
+_OVERSPEND: Final = "request_exceeded"
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -51,7 +39,23 @@ class Balances(msgspec.Struct, frozen=True):
     escrow: int
 
 
-def _usage(answer: Answer) -> Usage:
+class TrailStep(msgspec.Struct, frozen=True):
+    """One line of the payment's story in the wallet's audit trail."""
+
+    seq: int
+    kind: str
+    text: str
+
+
+class Trail(msgspec.Struct, frozen=True):
+    """What the wallet's audit trail says of the channel, and whether the trail is whole."""
+
+    steps: tuple[TrailStep, ...]
+    verdict: str
+    is_good: bool
+
+
+def _usage(answer: Answered) -> Usage:
     return {"input_token": answer.input_tokens, "output_token": answer.output_tokens}
 
 
@@ -60,7 +64,12 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 
     token: TokenUnit
     tariff: Tariff
-    answers: tuple[Answer, ...]
+    answers: tuple[Answered, ...]
+    refused: tuple[Refused, ...]
+    """What the wallet refused to pay."""
+    approved: int
+    """What the wallet's owner approved."""
+    trail: Trail
     vouchers_signed: int
     signature_checks: int
     transactions: tuple[Transaction, ...]
@@ -98,6 +107,12 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
             yield "each token of the answer is one unit", answer.units == answer.output_tokens
             exact = self.tariff.cost(_usage(answer))
             yield "each token was paid at its price, input and output", answer.cost == exact
+        codes = [refusal.code for refusal in self.refused]
+        yield "the wallet refused one request, which would overspend", codes == [_OVERSPEND]
+        yield "the owner approved one deposit", self.approved == 1
+        kinds = {step.kind for step in self.trail.steps}
+        yield "the trail tells the payment", kinds >= {"approval", "open", "voucher", "close"}
+        yield f"the audit trail is whole ({self.trail.verdict})", self.trail.is_good
         sent = [(transaction.name, transaction.sender) for transaction in self.transactions]
         yield "the payer never had ether", before.payer_wei == after.payer_wei == 0
         yield (
@@ -131,6 +146,8 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
             rate = self.tariff.rate_of(kind)
             if rate is not None:
                 yield name, f"{self.used(kind):,} at {format_rate(rate, self.token)}"
+        yield "requests refused by the wallet", f"{len(self.refused):,}"
+        yield "deposits approved by its owner", f"{self.approved:,}"
         yield "vouchers signed", f"{self.vouchers_signed:,}"
         yield "signature checks by the provider", f"{self.signature_checks:,}"
         wei = f"{self.before.payer_wei:,} wei before, {self.after.payer_wei:,} wei after"

@@ -3,7 +3,8 @@
 from channel.tariff import Rate, Tariff
 from channel.types import tx_hash
 from mpp_session.agent.amounts import TokenUnit
-from mpp_session.demo.report import Answer, Balances, DemoReport, Transaction
+from mpp_session.demo.events import Answered, Refused
+from mpp_session.demo.report import Balances, DemoReport, Trail, TrailStep, Transaction
 
 __all__ = ["report"]
 
@@ -14,7 +15,7 @@ def report() -> DemoReport:
         (Rate("output_token", 400_000, 10**6), Rate("input_token", 100_000, 10**6)),
     )
     answers = tuple(
-        Answer("Why?", "Because.", read, made, made, cost, 0.5)
+        Answered("Why?", "Because.", read, made, made, cost, 0.5)
         for read, made, cost in ((43, 3989, 1600), (1000, 2000, 900))
     )
     transactions = tuple(
@@ -25,6 +26,16 @@ def report() -> DemoReport:
         token=TokenUnit("dUSD", 6),
         tariff=tariff,
         answers=answers,
+        refused=(Refused("request_exceeded", "too much"),),
+        approved=1,
+        trail=Trail(
+            tuple(
+                TrailStep(seq, kind, "")
+                for seq, kind in enumerate(("approval", "open", "voucher", "close"))
+            ),
+            "unchanged",
+            is_good=True,
+        ),
         vouchers_signed=7,
         signature_checks=7,
         transactions=transactions,

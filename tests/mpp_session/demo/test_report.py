@@ -33,6 +33,16 @@ WRONG: list[tuple[str, Callable[[DemoReport], DemoReport]]] = [
         "only the payee sent transactions: open and close",
         lambda r: replace(r, transactions=r.transactions[1:]),
     ),
+    ("refused one request", lambda r: replace(r, refused=())),
+    ("approved one deposit", lambda r: replace(r, approved=2)),
+    (
+        "tells the payment",
+        lambda r: replace(r, trail=replace(r.trail, steps=r.trail.steps[1:])),
+    ),
+    (
+        "trail is whole (record 3",
+        lambda r: replace(r, trail=replace(r.trail, verdict="record 3", is_good=False)),
+    ),
     ("never had ether", lambda r: replace(r, before=Balances(10_000, 1, 0, 0))),
     ("never had ether", lambda r: replace(r, after=Balances(7500, 1, 2500, 0))),
     (
