@@ -32,7 +32,9 @@ _MAX_TOKENS: Final = 120
 
 async def main(wallet: str, token: str, url: str) -> None:
     """Ask for too much, then ask two questions, pay as the answers arrive, and close."""
-    async with open_client(wallet=wallet, token=token, task="demo") as client:
+    async with open_client(
+        wallet=wallet, token=token, task="demo", answers_refusals=False
+    ) as client:
         await _overspend(client, url)
         for prompt in PROMPTS:
             await _ask(client, url, prompt)
@@ -57,14 +59,12 @@ async def _ask(client: PayingClient, url: str, prompt: str) -> None:
     """Ask a question; where the wallet holds it for its owner, wait and ask again."""
     while True:
         try:
-            await _ask_now(client, url, prompt)
+            return await _ask_now(client, url, prompt)
         except ApprovalPendingError as error:
             _tell(Held(error.approval_id, error.reason))
             payments = client.payments
             assert isinstance(payments, WalletPayments)  # noqa: S101 -- a client of a wallet
             await payments.wait_for(error.approval_id)
-        else:
-            return
 
 
 async def _ask_now(client: PayingClient, url: str, prompt: str) -> None:

@@ -421,7 +421,7 @@ def _cut(text: str) -> str:
 def _pending(question: Question, rules: ApprovalRules) -> ApprovalPendingError:
     unit = rules.unit(question.chain_id, question.token)
     return ApprovalPendingError(
-        f"{question.why} The question is whether {question.agent} may pay "
+        f"{question.why}. The question is whether {question.agent} may pay "
         f"{unit.format(question.amount)} to {question.origin}.",
         approval_id=question.id,
         expires_at=question.answer_by,
