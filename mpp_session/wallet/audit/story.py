@@ -17,6 +17,20 @@ __all__ = ["Step", "describe", "tell"]
 
 _LIFE: Final = frozenset({"open", "top_up", "settle", "close", "refund"})
 _HEX_DIGITS: Final = (40, 64)
+_ID_CHARS: Final = 10
+_SENTENCES: Final = {
+    "approval": "{approval_id} is {state}: {amount} asked, {approved} approved for {scope} by {by}, "
+    "{used} used",
+    "open": "channel {channel_id} with {origin}, deposit {deposit}",
+    "top_up": "channel {channel_id} with {origin}, deposit {deposit}",
+    "receipt": "{spent} of {accepted} accepted is spent, says {origin} of channel {channel_id}",
+    "settle": "channel {channel_id} paid {delta} on chain, {settled} in all, by {tx_hash}",
+    "close": "channel {channel_id} is closed: {signed} signed, {settled} paid, {returned} of "
+    "{deposit} returned, by {tx_hash}",
+    "refund": "{returned} that was signed and not paid is back in the budgets of channel "
+    "{channel_id}",
+}
+"""What a record of a kind says; other kinds list their fields."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -133,6 +147,9 @@ def describe(entry: Entry) -> str:
             f"{ask.get('method')} {ask.get('origin')}{ask.get('path')}: "
             f"{decision.get('code')}{rule}: {decision.get('reason')}"
         )
+    elif entry.kind in _SENTENCES:
+        line = _SENTENCES[entry.kind].format_map(_Named(fields))
+        line += f" ({fields['comment']})" if fields.get("comment") else ""
     else:
         own = {"v", "seq", "at", "prev", "kind", "agent"}
         line = ", ".join(
@@ -141,6 +158,22 @@ def describe(entry: Entry) -> str:
             if name not in own and value not in ("", [], {})
         )
     return "".join(c if c.isprintable() else " " for c in line)
+
+
+class _Named(dict[str, Any]):
+    """A record's fields for a sentence; a long identifier is cut, an absent one shows as `-`."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        super().__init__({name: _cut(value) for name, value in fields.items()})
+
+    def __missing__(self, name: str) -> str:
+        return "-"
+
+
+def _cut(value: Any) -> str:
+    text = _short(value)
+    is_long = text.startswith("0x") and len(text) > _ID_CHARS
+    return f"{text[:_ID_CHARS]}..." if is_long else text or "-"
 
 
 def _short(value: Any) -> str:
