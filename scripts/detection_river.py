@@ -9,6 +9,7 @@ import json
 import math
 import subprocess
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from bench_peers import Peer, install
@@ -46,7 +47,7 @@ class Scored:
         """Yield what became of each attack."""
         for fork, scores in zip(self.planned, self.forked, strict=True):
             lost, found = 0, Result(self.kind, fork.name, "", 0.0, 0.0)
-            for event, score in zip(fork.events, scores, strict=False):
+            for event, score in zip(fork.events, scores, strict=True):
                 if score > threshold and event.loss is not None:
                     hours = (event.seen.at - fork.start) / 3_600
                     found = found._replace(reason="score", hours=hours)
@@ -81,11 +82,12 @@ def _score(seed: int, weeks: int, attacks: Sequence[str]) -> list[Scored]:
         world = World(kind, seed, weeks)
         events = world.normal()
         usual, planned = forks(world, events, attacks)
+        planned = [fork._replace(events=list(islice(fork.events, LONGEST))) for fork in planned]
         agents.append(Scored(kind, events, usual, planned))
         document = {
             "events": _features(events),
             "forks": [
-                [fork.at_event, _features(fork.events[:LONGEST], events[: fork.at_event])]
+                [fork.at_event, _features(list(fork.events), events[: fork.at_event])]
                 for fork in planned
             ],
         }

@@ -203,7 +203,8 @@ class Fork(NamedTuple):
     name: str
     at_event: int
     start: float
-    events: list[Event]
+    events: Iterable[Event]
+    """To be read once."""
 
 
 def forks(world: World, events: list[Event], attacks: Iterable[str]) -> tuple[float, list[Fork]]:

@@ -8,6 +8,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from heapq import merge
 from itertools import count
 from typing import Final, Literal, NamedTuple
@@ -68,7 +69,7 @@ class World:
         self.end = MONDAY + 7 * weeks * DAY_S
         self.chance = random.Random(f"{kind} {seed}")  # noqa: S311 -- no secret
         self._numbers = count()
-        self._left: dict[str, float] = {}
+        self.left: dict[str, float] = {}
         self.providers = list(_PROVIDERS[kind](self.chance))
         self.price_changes = {
             p.origin: (
@@ -78,6 +79,13 @@ class World:
             for p in self.providers[:2]
         }
         """Honest ones: when, and by which factor."""
+
+    def with_attacker(self, name: str) -> "World":
+        """Return a copy in which somebody else acts, by chances of their own."""
+        other = copy(self)
+        other.chance = random.Random(f"{self.kind} {self.seed} {name}")  # noqa: S311 -- no secret
+        other.left = dict(self.left)
+        return other
 
     def normal(self) -> list[Event]:
         """Return all that the agent does by itself."""
@@ -105,8 +113,8 @@ class World:
         request = _key(f"{self.kind} {self.seed} {number}")
         payee = _key(provider.origin)
         prices = (("output_token", provider.price * price),)
-        if provider.deposit and self._left.get(provider.origin, 0) < cost:
-            self._left[provider.origin] = self._left.get(provider.origin, 0) + provider.deposit
+        if provider.deposit and self.left.get(provider.origin, 0) < cost:
+            self.left[provider.origin] = self.left.get(provider.origin, 0) + provider.deposit
             seen = Observation(
                 at=at,
                 is_deposit=True,
@@ -117,7 +125,7 @@ class World:
                 prices=prices,
             )
             yield Event(provider.origin, seen, b"", 0 if is_attack else None)
-        self._left[provider.origin] = self._left.get(provider.origin, 0) - cost
+        self.left[provider.origin] = self.left.get(provider.origin, 0) - cost
         seen = Observation(
             at=at,
             is_charge=not provider.deposit,
@@ -229,8 +237,8 @@ DAYS: Final = {"creep": 28, "drip": 28, "slow loop": 7, "stolen": 7}
 
 def attack(
     world: World, name: str, start: float, normal: list[Event], usual_day: float
-) -> list[Event]:
-    """Return the events from `start` on, the agent's own and those of the attack.
+) -> Iterator[Event]:
+    """Return the events from `start` on, the agent's own and those of the attack, as they come.
 
     Args:
         world: The agent's.
@@ -242,9 +250,9 @@ def attack(
     end = start + DAYS.get(name, 1) * DAY_S
     own = [event for event in normal if event.seen.at < end]
     if name == "creep":
-        return list(_creep(world, start, own))
-    made = _MADE[name](world, start, usual_day)
-    return list(merge(own, made, key=lambda event: event.seen.at))
+        return _creep(world, start, own)
+    made = _MADE[name](world.with_attacker(name), start, usual_day)
+    return merge(own, made, key=lambda event: event.seen.at)
 
 
 def _loop(world: World, start: float, _usual_day: float, pause_s: float = 0.0) -> Iterator[Event]:

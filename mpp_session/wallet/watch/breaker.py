@@ -63,8 +63,8 @@ def note(state: BreakerState, outcome: Outcome, settings: Breaker) -> BreakerSta
             until[which] = max(until.get(which, 0.0), outcome.at + limit.cooldown_s)
         else:
             times[key] = seen
-    for key in [key for key in times if len(times) > SEEN_KEPT and key not in _WORDS][:1]:
-        del times[key]  # the request that was not seen for the longest time
+    if len(times) > SEEN_KEPT:
+        del times[next(key for key in times if key not in _WORDS)]  # not seen for the longest time
     return BreakerState(times, until)
 
 
