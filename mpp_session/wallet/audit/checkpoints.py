@@ -186,7 +186,8 @@ class Checkpoints:
         for seq, digest in db.execute(_SINCE, (0,)):
             self._tree.add(digest)
             root = roots.pop(self._tree.size, None)
-            if seq != self._tree.size or root not in (None, self._tree.root()):
+            is_true = root is None or root == self._tree.root()
+            if seq != self._tree.size or not is_true:
                 raise self._refused(f"up to record {seq} it was changed")
         if roots:
             raise self._refused(f"records after {self._tree.size} are missing")
