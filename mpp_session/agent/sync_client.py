@@ -24,8 +24,11 @@ from channel.client.policy.policy import Policy
 from channel.client.policy.quote import Quote
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
+from channel.errors import ConfigError
 from channel.types import Address, ChannelId, TxHash
 from mpp_session.agent.client import TIMEOUT_S, open_client
+from mpp_session.agent.wallet_socket import WalletPayments
+from mpp_session.agent.wallet_wire import ApprovalState, BudgetLeft
 
 __all__ = ["SyncPayingClient", "SyncPayments", "open_sync_client"]
 
@@ -69,6 +72,24 @@ class SyncPayments:
     def withdraw(self, which: ChannelId) -> ChannelRecord:
         """See `Payments.withdraw`."""
         return self._loop.run(self._payments.withdraw(which))
+
+    def budgets(self) -> list[BudgetLeft]:
+        """See `WalletPayments.budgets`; `ConfigError` without a wallet."""
+        return self._loop.run(self._wallet.budgets())
+
+    def approval(self, approval_id: str, *, wait_s: int = 0) -> ApprovalState:
+        """See `WalletPayments.approval`; `ConfigError` without a wallet."""
+        return self._loop.run(self._wallet.approval(approval_id, wait_s=wait_s))
+
+    def wait_for(self, approval_id: str, *, timeout_s: float = 3600.0) -> ApprovalState:
+        """See `WalletPayments.wait_for`; `ConfigError` without a wallet."""
+        return self._loop.run(self._wallet.wait_for(approval_id, timeout_s=timeout_s))
+
+    @property
+    def _wallet(self) -> WalletPayments:
+        if not isinstance(self._payments, WalletPayments):
+            raise ConfigError("this client pays by itself: budgets and approvals are a wallet's")
+        return self._payments
 
 
 class SyncPayingClient(httpx.Client):

@@ -67,7 +67,7 @@ from mpp_session.agent.wallet_wire import (
     unpack_channel,
 )
 
-__all__ = ["WalletPayments", "WalletTransport", "connect_wallet"]
+__all__ = ["WalletClient", "WalletPayments", "WalletTransport", "connect_wallet"]
 
 _PENDING: Final = "pending"
 _PAYING_S: Final = 300.0
@@ -88,8 +88,10 @@ async def connect_wallet(
     base_url: str = "",
     timeout_s: float = TIMEOUT_S,
     answers_refusals: bool | None = None,
-) -> AsyncIterator[PayingClient]:
+) -> AsyncIterator["WalletClient"]:
     """Open a client whose requests a wallet pays; arguments as `open_client`.
+
+    A type checker then knows what `client.payments` has besides.
 
     Raises:
         ConfigError: The address or the token cannot be used.
@@ -100,10 +102,16 @@ async def connect_wallet(
         default=Purpose(task=task, on_behalf_of=on_behalf_of),
         answers_refusals=answers_refusals,
     )
-    async with PayingClient(
+    async with WalletClient(
         payments=WalletPayments(line), transport=transport, base_url=base_url, timeout=timeout_s
     ) as client:
         yield client
+
+
+class WalletClient(PayingClient):
+    """A `PayingClient` whose requests a wallet makes and pays."""
+
+    payments: "WalletPayments"
 
 
 class WalletLine:

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
+import time
 from contextlib import AbstractAsyncContextManager
 
 import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -17,12 +20,14 @@ from channel.errors import (
     PolicyRefusedError,
 )
 from mpp_session.agent.client import PayingClient, open_client
+from mpp_session.agent.httpx2_transport import httpx2_transport
 from mpp_session.agent.purpose import Purpose, attach_purpose
 from mpp_session.agent.sync_client import open_sync_client
 from mpp_session.agent.wallet_socket import WalletPayments
 from mpp_session.cli.app import APP
 from mpp_session.wallet.server.owner_client import ask_owner_door
 from tests.mpp_session.wallet.server.process import Pace, WalletProcess
+from tests.waiting import PATIENCE_S, until
 
 
 def agent(
@@ -153,9 +158,32 @@ async def test_what_a_wallet_cannot_do_is_said(wallet: WalletProcess) -> None:
                 pytest.fail("opened")
 
 
+async def test_an_agent_that_leaves_ends_its_stream(
+    wallet: WalletProcess, shop_url: str, pace: Pace
+) -> None:
+    async with agent(wallet) as client:
+        async with client.stream("GET", f"{shop_url}/stream") as answer:
+            pace.go.release()
+            await anext(answer.aiter_lines())
+        await until(lambda: is_idle(wallet))
+        (record,) = [one for one in await client.payments.channels() if one.units]
+        assert record.signed <= record.deposit
+        other = httpx2.AsyncClient(transport=httpx2_transport(client))
+        assert (await other.post(f"{shop_url}/echo", json={})).status_code == 200
+
+
+async def is_idle(wallet: WalletProcess) -> bool:
+    found = await asyncio.to_thread(ask_owner_door, wallet.home, "GET", "/status")
+    return int(found["running"]["scout"]) == 0
+
+
 def test_code_that_blocks_pays_too(wallet: WalletProcess, shop_url: str) -> None:
     with open_sync_client(wallet=wallet.address("scout"), token=wallet.tokens["scout"]) as client:
         assert client.post(f"{shop_url}/echo", json={}).is_success
+        assert {one.token for one in client.payments.budgets()} == {"usd"}
+        for ask in (client.payments.approval, client.payments.wait_for):
+            with pytest.raises(AgentError, match="no question"):
+                ask("none")
         (closed,) = client.payments.close(shop_url)
     assert closed.state == "closed"
 
@@ -175,8 +203,14 @@ def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
     assert "revision 2" in run(APP, ["wallet", "reload", *home]).stdout
     wallet.policy.write_text(before)
     assert "later" in str(run(APP, ["wallet", "reload", *home]).exception)
+    wallet.write_policy()
+    os.kill(wallet.pid, signal.SIGHUP)
+    status = ["wallet", "status", "--json", *home]
+    patience = time.monotonic() + PATIENCE_S
+    while json.loads(run(APP, status).stdout)["revision"] != 3 and time.monotonic() < patience:
+        time.sleep(0.05)
     wallet.write_policy(gone=("miser",))
-    assert "revision 3" in run(APP, ["wallet", "reload", *home]).stdout
+    assert "revision 4" in run(APP, ["wallet", "reload", *home]).stdout
     assert "1 channel closed" in run(APP, ["wallet", "close", *home]).stdout
     with (
         open_sync_client(wallet=wallet.address("miser"), token=wallet.tokens["miser"]) as client,
