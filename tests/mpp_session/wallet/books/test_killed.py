@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from channel.errors import StoreError
-from mpp_session.wallet.audit.trail import Trail
+from mpp_session.wallet.audit.trail import Trail, open_trail, read_entries
+from mpp_session.wallet.audit.verify import verify
 from tests.mpp_session.wallet.books.small_policy import NOW, open_books
 from tests.mpp_session.wallet.books.spender import AGENTS, BUDGET, POLICY, WANTED
 from tests.waiting import PATIENCE_S
@@ -46,7 +48,7 @@ class Wallet:
         """Kill a wallet once so many more amounts have left it, or let it end before."""
         self.wait_for(child, lines)
         child.send_signal(signal.SIGKILL)
-        child.wait(PATIENCE_S)
+        assert child.wait(PATIENCE_S) in {0, -signal.SIGKILL}, "it failed by itself"
 
     def wait_for(self, child: subprocess.Popen[bytes], lines: int) -> None:
         """Wait until so many more amounts have left a wallet, or it has ended."""
@@ -103,6 +105,15 @@ async def test_killed_at_any_moment_a_budget_is_kept_to_the_base_unit(tmp_path: 
         await refuse_a_second_one(wallet, child)
     assert await asyncio.to_thread(child.wait, PATIENCE_S) == 0
     assert await wallet.check() == BUDGET
+    await asyncio.to_thread(check_trail, wallet.path)
+
+
+def check_trail(path: Path) -> None:
+    """Every base unit is in the trail, and the trail is whole."""
+    with closing(open_trail(path)) as db:
+        vouchers = [each for each in read_entries(db) if each.kind == "voucher"]
+        assert sum(int(each.fields["voucher"]["delta"]) for each in vouchers) == BUDGET
+        assert verify(db, b"", None).is_good
 
 
 async def refuse_a_second_one(wallet: Wallet, child: subprocess.Popen[bytes]) -> None:
