@@ -41,6 +41,7 @@ __all__ = ["Evaluation", "counters_for", "decide", "evaluate"]
 
 _NOTHING: Final = Snapshot()
 _NAMED: Final = 3
+_WORDS_CHARS: Final = 400
 _RAISES: Final = frozenset({Code.ENVELOPE_EXCEEDED, Code.LOCKED_EXCEEDED})
 
 
@@ -322,6 +323,11 @@ def _excess(check: Check, at: float) -> str:
     )
 
 
+def _words(text: str) -> str:
+    """Return a sentence of the wallet's own, whole; it may name an origin."""
+    return "".join(c for c in text if c.isprintable())[:_WORDS_CHARS]
+
+
 def _refuse_state(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Decision | None:
     until = snapshot.breaker_until
     if until is not None and not until <= ask.at:
@@ -329,14 +335,14 @@ def _refuse_state(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Decisio
             code=Code.BREAKER_OPEN,
             field="breaker",
             reason=f"payments of {ask.agent} to {shown(ask.origin)} are stopped until "
-            f"{describe_time(until)}: {shown(snapshot.breaker)}",
+            f"{describe_time(until)}: {_words(snapshot.breaker)}",
         )
         return _deny(policy, refusal, retry_at=until)
     if snapshot.finding and policy.anomaly.action == "pause":
         refusal = Refusal(
             code=Code.ANOMALY_HELD,
             field="anomaly.action",
-            reason=f"this is unusual for {ask.agent}: {shown(snapshot.finding)}; the owner can "
+            reason=f"this is unusual for {ask.agent}: {_words(snapshot.finding)}; the owner can "
             "look into it",
         )
         return _deny(policy, refusal)
@@ -377,7 +383,7 @@ def _questions(
         yield _Question(code=Code.APPROVAL_PENDING, field="default", reason=reason)
     yield from _amount_questions(policy, facts)
     if snapshot.finding and policy.anomaly.action == "ask":
-        reason = f"this is unusual for {ask.agent}: {shown(snapshot.finding)}"
+        reason = f"this is unusual for {ask.agent}: {_words(snapshot.finding)}"
         yield _Question(code=Code.ANOMALY_HELD, field="anomaly.action", reason=reason)
 
 
@@ -442,7 +448,7 @@ def _envelopes(policy: WalletPolicy, facts: Facts) -> tuple[str, ...]:
 def _allow(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Found) -> Decision:
     warnings = [words for check in found.checks if (words := check.warning()) is not None]
     if snapshot.finding and policy.anomaly.action != "pause":
-        warnings.append(f"unusual for {facts.ask.agent}: {shown(snapshot.finding)}")
+        warnings.append(f"unusual for {facts.ask.agent}: {_words(snapshot.finding)}")
     rule = found.granting[0].name if found.granting else ""
     return Decision(
         action="allow",

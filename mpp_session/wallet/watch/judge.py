@@ -15,6 +15,8 @@ from mpp_session.wallet.watch.sample import Sample
 
 __all__ = ["Case", "Money", "judge", "learn"]
 
+MANY_PAYEES: Final = 8
+"""An origin that names so many recipients names new ones as well, and none of them is unusual."""
 PRICE_FACTOR: Final = 1.4
 """A price above so many times the highest normal one is unusual."""
 MATERIAL: Final = 0.1
@@ -99,7 +101,7 @@ def usual_day(agent: Profile) -> float:
 
 def _payee(case: Case) -> Found:
     origin, seen, money, name = case.origin, case.seen, case.money, case.name
-    if seen.payee not in origin.payees:
+    if len(origin.payees) < MANY_PAYEES and seen.payee not in origin.payees:
         yield Finding(
             statistic="payee",
             is_origin=True,

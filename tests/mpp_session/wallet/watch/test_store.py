@@ -10,10 +10,11 @@ from msgspec.structs import replace
 
 from channel.tariff import Tariff
 from channel.types import address
-from mpp_session.wallet.policy import parse_policy
-from mpp_session.wallet.types import Ask, Purpose
+from mpp_session.wallet.policy import decide, parse_policy
+from mpp_session.wallet.types import Ask, Code, Purpose, Snapshot
 from mpp_session.wallet.watch import store
 from mpp_session.wallet.watch.store import SCHEMA, Watch
+from tests.mpp_session.wallet.policy import asks
 
 ORIGIN = "https://model.example:443"
 POLICY = """
@@ -90,6 +91,13 @@ def test_a_recipient_that_changes_is_said_with_its_money(
         f"{ORIGIN} asks for 0.01 USDC to a recipient that this agent never paid there, "
         "after 60 requests to another one"
     )
+
+
+def test_an_origin_with_many_recipients_may_name_more(watch: Watch, db: sqlite3.Connection) -> None:
+    """Such as a market, whose sellers are paid at addresses of their own."""
+    for number in range(60):
+        watch.learn(db, ask(number, recipient=address(bytes([number % 10]) * 20)))
+    assert watch.finding(db, ask(61, recipient=address(b"\x33" * 20))) == ""
 
 
 def test_a_price_above_the_usual_is_said_until_a_person_agrees(
@@ -233,13 +241,37 @@ def test_a_row_that_is_not_understood_warms_up_anew(
 def test_an_ask_costs_little(watch: Watch, db: sqlite3.Connection) -> None:
     warm(watch, db)
     db.execute("BEGIN")
-    asks = [ask(number) for number in range(100, 400)]
+    many = [ask(number) for number in range(100, 400)]
     began = time.process_time()
-    for each in asks:
+    for each in many:
         watch.finding(db, each)
         watch.learn(db, each)
-    taken_us = (time.process_time() - began) / len(asks) * 1e6
+    taken_us = (time.process_time() - began) / len(many) * 1e6
     db.execute("COMMIT")
     assert taken_us < 2_000, taken_us  # 200 on a slow machine; this notices a mistake of scale
     (most,) = db.execute("SELECT max(length(profile)) FROM watch_profile").fetchone()
     assert most < 3 * 1024
+
+
+@pytest.mark.parametrize(
+    ("action", "charge", "voucher"),
+    [("ask", "ask", "allow"), ("pause", "deny", "deny"), ("note", "allow", "allow")],
+)
+def test_a_finding_asks_or_pauses_and_allows_nothing(
+    db: sqlite3.Connection, action: str, charge: str, voucher: str
+) -> None:
+    allowing = asks.policy(asks.allow(), anomaly={"action": action, "warm_up": 30})
+    denying = asks.policy(anomaly={"action": action, "warm_up": 30})
+    watch = Watch(allowing)
+    for number in range(40):
+        watch.learn(db, asks.ask("charge", request_id=str(number), at=asks.NOW + number))
+    for kind, expected in (("charge", charge), ("sign", voucher)):
+        odd = asks.ask(kind, recipient=asks.STRANGER, at=asks.NOW + 41)
+        finding = watch.finding(db, odd)
+        assert "to a recipient that this agent never paid there" in finding
+        decision = decide(allowing, odd, Snapshot(finding=finding))
+        assert decision.action == expected
+        if expected != "allow":
+            assert decision.code == Code.ANOMALY_HELD
+            assert finding in decision.reason
+        assert decide(denying, odd, Snapshot(finding=finding)).code == Code.NO_RULE
