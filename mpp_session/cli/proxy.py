@@ -73,8 +73,8 @@ def command(  # noqa: PLR0913 -- each is a flag
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Wallet process that pays: unix:/path/wallet.sock. Each program then sends the "
-            "token of its agent, and the flags of an account are left out.",
+            help="Wallet process that pays, by an agent's socket: unix:/path/wallet.sock. Programs "
+            "send the token of that agent, and the flags of an account are left out.",
         ),
     ] = None,
     devnet: PayDevnet = None,
@@ -88,6 +88,14 @@ def command(  # noqa: PLR0913 -- each is a flag
     deposit_max: DepositMax = DEPOSIT_MAX,
     budget: Budget = None,
     store: Store = None,
+    voucher_step: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Units of a stream to pay ahead; 64 if not given. Give more for a fast stream "
+            "from far away: what comes in a second.",
+        ),
+    ] = None,
 ) -> None:
     """Pay for programs that only have a base URL. Ends with Ctrl-C.
 
@@ -103,6 +111,8 @@ def command(  # noqa: PLR0913 -- each is a flag
         --keystore agent.json --password-file agent.password
     """  # noqa: D301 -- \b keeps the examples' lines apart
     import asyncio
+
+    from msgspec.structs import replace
 
     from mpp_session.wallet.proxy.app import build_proxy
     from mpp_session.wallet.proxy.serve import (
@@ -126,10 +136,12 @@ def command(  # noqa: PLR0913 -- each is a flag
     secret: Secret | None = None
     if wallet is not None:
         own = {**account, "token_file": token_file, "price_max": price_max, "budget": budget}
-        open_client = _through(wallet, {**own, "store": store})
+        open_client = _through(wallet, {**own, "store": store, "voucher_step": voucher_step})
     else:
         caps = Caps(price_max or [], deposit_max, deposit_max if budget is None else budget)
         payer = load_wallet(caps, contract=None, **account)  # type: ignore[arg-type]
+        if voucher_step is not None:
+            payer = replace(payer, policy=replace(payer.policy, voucher_step=voucher_step))
         secret = make_token() if token_file is None else read_or_make_token(token_file)
         path = store or payer.store
         path.parent.mkdir(parents=True, exist_ok=True)

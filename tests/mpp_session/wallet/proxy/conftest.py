@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -79,7 +80,7 @@ async def stack(
 
 @asynccontextmanager
 async def paying(
-    chain: TestChain, store: Path, *, most: int = 10**6
+    chain: TestChain, store: Path, *, most: int = 10**6, **options: Any
 ) -> AsyncIterator[PayingClient]:
     """Open the client that pays for the proxy, `most` base units for a channel and in all."""
     limits = TokenLimits(
@@ -92,7 +93,7 @@ async def paying(
     async with open_client(
         rpc_url=chain.values.rpc_url,
         private_key=chain.values.accounts["payer"].private_key,
-        policy=Policy(limits=(limits,), allow_loopback_http=True),
+        policy=Policy(limits=(limits,), allow_loopback_http=True, **options),
         store=store,
         answers_refusals=False,
     ) as client:
