@@ -182,9 +182,17 @@ class WalletBooks:
         Raises:
             ConfigError: It is older, or has the revision of another one.
         """
-        at = self._now()
-        await self.store.transact(lambda db: self._put_in_force(db, policy, at))
-        self._desk.policy = policy
+        at, before = self._now(), self._desk.policy
+
+        def change(db: sqlite3.Connection) -> None:
+            self._put_in_force(db, policy, at)
+            self._desk.policy = policy  # before any other transaction of this thread
+
+        try:
+            await self.store.transact(change)
+        except BaseException:
+            self._desk.policy = before
+            raise
 
     def guard(self, agent: str) -> AgentGuard:
         """Return the guard of one agent's payments."""
@@ -340,6 +348,7 @@ class WalletBooks:
                 )
         values = {"revision": policy.revision, "hash": policy.hash, "since": at}
         db.execute(QUERIES["store_policy"], values)
+        self._desk.count_deposits(db, policy, at)
         self._desk.trail.append(
             db, "policy", at=at, policy_revision=policy.revision, policy_hash=policy.hash
         )

@@ -19,7 +19,7 @@ from channel.client.policy.context import PaymentContext
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.errors import AgentError, PolicyRefusedError, StoreError
-from channel.types import ChannelKey
+from channel.types import Address, ChannelId, ChannelKey
 from mpp_session.wallet.audit.records import decision_fields, describe_change, voucher_fields
 from mpp_session.wallet.books.asks import (
     ask_of_refused,
@@ -39,8 +39,16 @@ from mpp_session.wallet.books.parts import (
     WatchPart,
 )
 from mpp_session.wallet.books.running import Running
-from mpp_session.wallet.books.sums import QUERIES, Sum, Sums
-from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot, WalletRequest
+from mpp_session.wallet.books.sums import QUERIES, Sum, Sums, unpack
+from mpp_session.wallet.types import (
+    Ask,
+    Code,
+    Counter,
+    Decision,
+    Purpose,
+    Snapshot,
+    WalletRequest,
+)
 
 __all__ = ["AgentGuard", "Desk"]
 
@@ -182,6 +190,17 @@ class Desk:
         if known is None and (known := self.find_channel(db, key)) is not None:
             self._channels[key] = known
         return known
+
+    def count_deposits(self, db: sqlite3.Connection, policy: PolicyLike, at: float) -> None:
+        """Count the deposits that stand open in the envelopes that a new policy adds to them."""
+        for row in db.execute(QUERIES["load_live"]).fetchall():
+            locks = dict(db.execute(QUERIES["load_locks"], (row["id"],)).fetchall())
+            locked = max(map(unpack, locks.values()), default=0)
+            for counter in self._counters_for(policy, _standing_ask(row, locked, at)):
+                if counter.what == "locked" and locked:
+                    to = self.sums.read(db, counter, at)
+                    if to.id not in locks:
+                        self.sums.lock(db, to, locked, at, row["id"])
 
     def find_channel(self, db: sqlite3.Connection, key: ChannelKey) -> Channel | None:
         """Return a channel that these books know."""
@@ -442,6 +461,31 @@ def _add_channel(
             "opened_at": ask.at,
         },
     ).lastrowid
+
+
+def _standing_ask(row: sqlite3.Row, locked: int, at: float) -> Ask:
+    """Return an ask about a deposit that was made, of nothing more."""
+    return Ask(
+        kind="deposit",
+        agent=row["agent"],
+        request_id="",
+        origin=row["origin"],
+        method="POST",
+        path="/",
+        purpose=Purpose(),
+        chain_id=row["chain_id"],
+        token=Address(row["token"]),
+        recipient=Address(row["payee"]),
+        escrow=Address(row["escrow"]),
+        tariff=None,
+        request_max=0,
+        amount=0,
+        total=locked,
+        request_total=0,
+        channel_id=ChannelId(row["channel_id"]),
+        is_first=False,
+        at=at,
+    )
 
 
 def _with(approved: ApprovedLike, snapshot: Snapshot) -> Snapshot:

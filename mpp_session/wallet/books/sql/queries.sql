@@ -144,6 +144,13 @@ SELECT * FROM channel_purpose ORDER BY id;
 -- Live channels by agent.
 SELECT agent, count(*) AS channels FROM channel_purpose WHERE is_live = 1 GROUP BY agent;
 
+-- load_live --
+-- Channels that have not ended.
+SELECT channel_purpose.id, channel_purpose.agent, channel_purpose.origin, account.chain_id,
+    account.escrow, account.channel_id, token, payee
+FROM channel_purpose JOIN account USING (chain_id, escrow, channel_id)
+WHERE is_live = 1;
+
 -- load_ended --
 -- Channels that ended, which these books do not know yet.
 SELECT account.chain_id, account.escrow, account.channel_id, account.signed, account.settled,

@@ -103,6 +103,39 @@ async def test_policies_only_grow(tmp_path: Path) -> None:
     await books.close()
 
 
+async def test_deposits_that_stand_open_count_in_a_new_envelope(tmp_path: Path) -> None:
+    """Also if the policy changed while the wallet did not run."""
+    path = tmp_path / "wallet.db"
+    books = await open_books(path, POLICY, now=lambda: NOW)
+    await deposit(books.view("ann"), 1, 300)
+    second = replace(
+        POLICY,
+        revision=2,
+        envelopes={
+            "lab": Envelope(amount=100, locked_max=1_000, parent="company"),
+            "company": Envelope(amount=100, locked_max=400),
+        },
+    )
+    await books.reload(second)
+    await books.reload(second)
+    assert [budget.locked for budget in await books.budgets()] == [300, 300]
+    assert (await refusal_of(deposit(books.view("bob"), 2, 101))).code == Code.LOCKED_EXCEEDED
+    await deposit(books.view("bob"), 2, 100)
+    await books.close()
+    third = replace(
+        second,
+        revision=3,
+        envelopes={**second.envelopes, "other": Envelope(amount=1)},
+        agents={"bob": Agent(envelopes=("other", "lab"))},
+    )
+    books = await open_books(path, third, now=lambda: NOW)
+    assert [budget.locked for budget in await books.budgets()] == [400, 400, 100]
+    for number, agent in ((1, "ann"), (2, "bob")):
+        await books.view(agent).update(key_of(number), lambda one: replace(one, state="closed"))
+    assert [budget.locked for budget in await books.budgets()] == [0, 0, 0]
+    await books.close()
+
+
 async def test_a_file_has_one_wallet(tmp_path: Path) -> None:
     """Also in one process; and one that was refused leaves the lock with its owner."""
     path = tmp_path / "wallet.db"
