@@ -107,7 +107,7 @@ def answer_page(
         f"{_NAMES[verdict]} this?",
         el("p", fault, class_="banner bad", role="alert") if fault else None,
         el("p", el("strong", headline(question, rules))),
-        _facts([line for line in lines(record, rules) if line.name in _SHORT]),
+        _facts(lines(record, rules)),
         el(
             "form",
             _hidden(verdict=verdict, **hidden),

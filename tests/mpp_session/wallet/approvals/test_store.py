@@ -140,6 +140,15 @@ def test_a_question_without_an_answer_counts_as_denied(desk: Desk) -> None:
     assert desk.get(name).state == State.EXPIRED
 
 
+def test_an_approval_is_used_in_time_or_not_at_all(desk: Desk) -> None:
+    name = desk.ask()
+    desk.decide(name)
+    desk.now += 3600
+    assert desk.pay() is None
+    desk.now -= 1
+    assert desk.pay() == name
+
+
 def test_so_many_questions_of_an_agent_wait_and_no_more(file: WalletFile) -> None:
     """agentric#139: what waits piles up. Another agent's questions have room of their own."""
     desk = Desk(file, Approvals(replace(RULES, pending_max=2)))
@@ -192,6 +201,7 @@ def test_a_channel_that_was_approved_takes_top_ups_up_to_the_amount(desk: Desk) 
     assert desk.pay() == name
     top_up = ask_of(is_opening=False, amount=2 * M, path="/extract", request_id="r2")
     assert desk.pay(replace(top_up, channel_id=bytes(32))) is None
+    assert desk.pay(replace(top_up, kind="sign")) is None, "it is for deposits"
     assert desk.pay(top_up) == name
     assert desk.pay(top_up) is None
     assert desk.pay(replace(top_up, amount=M)) == name
