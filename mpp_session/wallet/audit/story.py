@@ -19,8 +19,8 @@ _LIFE: Final = frozenset({"open", "top_up", "settle", "close", "refund"})
 _HEX_DIGITS: Final = (40, 64)
 _ID_CHARS: Final = 10
 _SENTENCES: Final = {
-    "approval": "{approval_id} is {state}: {amount} asked, {approved} approved for {scope} by {by}, "
-    "{used} used",
+    "approval": "{approval_id} is {state}: {amount} asked, {approved} approved for {scope} by "
+    "{by}, {used} used",
     "open": "channel {channel_id} with {origin}, deposit {deposit}",
     "top_up": "channel {channel_id} with {origin}, deposit {deposit}",
     "receipt": "{spent} of {accepted} accepted is spent, says {origin} of channel {channel_id}",
