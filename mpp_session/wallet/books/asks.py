@@ -8,6 +8,7 @@ from channel.client.policy.context import PaymentContext
 from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.errors import AgentError, PolicyRefusedError
+from channel.types import Address
 from mpp_session.wallet.types import Ask, Code, Purpose, WalletRequest
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "charge_ask",
     "deposit_ask",
     "purpose_of",
+    "reach_ask",
     "request_id_of",
     "require_context",
     "sign_ask",
@@ -34,6 +36,31 @@ def require_context(context: PaymentContext | None) -> PaymentContext:
             code=Code.NO_RULE,
         )
     return context
+
+
+def reach_ask(agent: str, request: WalletRequest, *, method: str, url: str, at: float) -> Ask:
+    """Return what is asked of the policy before a request is sent: nothing is paid yet."""
+    parts = urlsplit(url)
+    nobody = Address(bytes(20))
+    return Ask(
+        kind="sign",
+        agent=agent,
+        request_id=request.request_id,
+        origin=f"{parts.scheme}://{parts.netloc}",
+        method=method,
+        path=parts.path or "/",
+        purpose=request.purpose,
+        chain_id=0,
+        token=nobody,
+        recipient=nobody,
+        escrow=None,
+        tariff=None,
+        request_max=0,
+        amount=0,
+        total=0,
+        request_total=0,
+        at=at,
+    )
 
 
 def purpose_of(context: PaymentContext) -> Purpose:

@@ -20,6 +20,7 @@ from mpp_session.wallet.books.parts import (
     CountersFor,
     Decide,
     EnvelopeLike,
+    Judge,
     NoApprovals,
     NoTrail,
     NoWatch,
@@ -311,6 +312,16 @@ class WalletBooks:
             if state != "active":
                 found.append(ChannelToClose(agent, record, reason or state))
         return found
+
+    async def check(self, ask: Ask, judge: Judge) -> None:
+        """Check that a request may be sent, before anything is.
+
+        Raises:
+            PolicyRefusedError: It may not. The refusal is in the trail.
+        """
+        error = await self.store.transact(lambda db: self._desk.check(db, ask, judge))
+        if error is not None:
+            raise error
 
     async def what_if(self, ask: Ask) -> tuple[Snapshot, Decision]:
         """Return what an ask would be decided by now, and how; nothing is booked."""

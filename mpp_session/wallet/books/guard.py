@@ -34,6 +34,7 @@ from mpp_session.wallet.books.parts import (
     ApprovedLike,
     CountersFor,
     Decide,
+    Judge,
     PolicyLike,
     TrailPart,
     WatchPart,
@@ -167,6 +168,12 @@ class Desk:
             snapshot = _with(approved, snapshot)
         return snapshot, self._decide(self.policy, ask, snapshot)
 
+    def check(self, db: sqlite3.Connection, ask: Ask, judge: Judge) -> AgentError | None:
+        """Record and return why a request may not be sent; None where it may."""
+        frozen, revoked = _stops(db)
+        decision = judge(Snapshot(frozen=frozen, revoked=revoked))
+        return None if decision is None else self.refuse(db, RefusedError(ask, decision))
+
     def refuse(self, db: sqlite3.Connection, refused: RefusedError) -> AgentError:
         """Record a decision against an ask, and return what the agent gets."""
         ask, decision = refused.ask, refused.decision
@@ -263,7 +270,7 @@ class Desk:
         sums: Mapping[Counter, int],
         channel: Channel | None,
     ) -> Snapshot:
-        stops = db.execute(QUERIES["load_stops"]).fetchall()
+        frozen, revoked = _stops(db)
         channels, breaker, finding, never_paid = 0, None, "", frozenset[First]()
         if ask.kind == "deposit":  # which may open one more
             (channels,) = db.execute(QUERIES["count_channels"], (ask.agent, ask.origin)).fetchone()
@@ -274,8 +281,8 @@ class Desk:
         if channel is None:  # else its opening was committed to
             never_paid = _never_paid(db, ask)
         return Snapshot(
-            frozen=frozenset(row["scope"] for row in stops if row["kind"] == "freeze"),
-            revoked=frozenset(row["scope"] for row in stops if row["kind"] == "revoke"),
+            frozen=frozen,
+            revoked=revoked,
             sums=sums,
             channels=channels,
             streams=self.running.streams(ask.agent, ask.origin, without=ask.request_id),
@@ -490,6 +497,13 @@ def _standing_ask(row: sqlite3.Row, locked: int, at: float) -> Ask:
 
 def _with(approved: ApprovedLike, snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, approved=approved.amount, approved_raise=approved.is_raise)
+
+
+def _stops(db: sqlite3.Connection) -> tuple[frozenset[str], frozenset[str]]:
+    """Return what is frozen, and what is revoked."""
+    rows = db.execute(QUERIES["load_stops"]).fetchall()
+    frozen = frozenset(row["scope"] for row in rows if row["kind"] == "freeze")
+    return frozen, frozenset(row["scope"] for row in rows if row["kind"] == "revoke")
 
 
 def _firsts(ask: Ask) -> tuple[str, str, str]:

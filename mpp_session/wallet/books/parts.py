@@ -14,6 +14,7 @@ __all__ = [
     "CountersFor",
     "Decide",
     "EnvelopeLike",
+    "Judge",
     "NoApprovals",
     "NoTrail",
     "NoWatch",
@@ -62,6 +63,13 @@ class RuleLike(Protocol):
     @property
     def name(self) -> str:
         """By which it can be revoked."""
+
+
+class Judge(Protocol):
+    """A policy's word on a request that is not sent yet."""
+
+    def __call__(self, snapshot: Snapshot, /) -> Decision | None:
+        """Return why it may not be sent, by what is frozen and revoked; None where it may."""
 
 
 class PolicyLike(Protocol):

@@ -37,7 +37,7 @@ from mpp_session.wallet.policy.patterns import normalise_origin
 from mpp_session.wallet.policy.times import describe_time
 from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot
 
-__all__ = ["Evaluation", "counters_for", "decide", "evaluate"]
+__all__ = ["Evaluation", "counters_for", "decide", "denied", "evaluate", "refuse_agent"]
 
 _NOTHING: Final = Snapshot()
 _NAMED: Final = 3
@@ -104,13 +104,13 @@ def evaluate(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Evaluation:
     """Return the decision about an ask, with what it was made from. Never raises."""
     found = _read(policy, ask, snapshot)
     if isinstance(found, Refusal):
-        return Evaluation(decision=_deny(policy, found))
+        return Evaluation(decision=denied(policy, found))
     return _evaluate(policy, found, snapshot)
 
 
 def _read(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Facts | Refusal:
     """Return the ask as rules read it, or why it is refused without them."""
-    refused = _refuse_agent(policy, ask, snapshot) or _invalid(ask)
+    refused = refuse_agent(policy, ask, snapshot) or _invalid(ask)
     if refused is not None:
         return refused
     facts = read_facts(policy, ask)
@@ -157,7 +157,7 @@ class _Found(msgspec.Struct, frozen=True):
 def _decide(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Found) -> Decision:
     denying = next((rule for rule in found.matched if rule.action == "deny"), None)
     if denying is not None:
-        return _deny(
+        return denied(
             policy,
             Refusal(
                 code=Code.RULE_DENIED,
@@ -180,7 +180,7 @@ def _decide(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Foun
     return _allow(policy, facts, snapshot, found)
 
 
-def _refuse_agent(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Refusal | None:
+def refuse_agent(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Refusal | None:
     """Return why this agent may pay nothing now."""
     frozen = _frozen(policy, ask, snapshot)
     if frozen is not None:
@@ -265,7 +265,7 @@ def _deny_unmatched(policy: WalletPolicy, facts: Facts, found: _Found) -> Decisi
         refusal = Refusal(
             code=Code.NO_RULE, field="rule", reason=f"no rule is about agent {ask.agent}"
         )
-        return _deny(policy, refusal)
+        return denied(policy, refusal)
     rule, misses = near
     first = misses[0]
     parts = "; ".join(
@@ -279,7 +279,7 @@ def _deny_unmatched(policy: WalletPolicy, facts: Facts, found: _Found) -> Decisi
         f"{rule.name} comes nearest: {parts}",
     )
     retry_at = first.retry_at if len(misses) == 1 else None
-    return _deny(policy, refusal, rule=rule.name, retry_at=retry_at)
+    return denied(policy, refusal, rule=rule.name, retry_at=retry_at)
 
 
 def _refuse_prices(policy: WalletPolicy, prices: tuple[PriceCheck, ...]) -> Decision | None:
@@ -292,7 +292,7 @@ def _refuse_prices(policy: WalletPolicy, prices: tuple[PriceCheck, ...]) -> Deci
         reason=f"{found.asked} is asked; rule {found.rule} allows {found.allowed}; raise "
         f"{found.field} or buy elsewhere",
     )
-    return _deny(policy, refusal, rule=found.rule)
+    return denied(policy, refusal, rule=found.rule)
 
 
 def _refuse_sums(policy: WalletPolicy, facts: Facts, checks: list[Check]) -> Decision | None:
@@ -337,7 +337,7 @@ def _refuse_state(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Decisio
             reason=f"payments of {ask.agent} to {shown(ask.origin)} are stopped until "
             f"{describe_time(until)}: {_words(snapshot.breaker)}",
         )
-        return _deny(policy, refusal, retry_at=until)
+        return denied(policy, refusal, retry_at=until)
     if snapshot.finding and policy.anomaly.action == "pause":
         refusal = Refusal(
             code=Code.ANOMALY_HELD,
@@ -345,7 +345,7 @@ def _refuse_state(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Decisio
             reason=f"this is unusual for {ask.agent}: {_words(snapshot.finding)}; the owner can "
             "look into it",
         )
-        return _deny(policy, refusal)
+        return denied(policy, refusal)
     return None
 
 
@@ -463,9 +463,10 @@ def _allow(policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Found
     )
 
 
-def _deny(
+def denied(
     policy: WalletPolicy, refusal: Refusal, *, rule: str = "", retry_at: float | None = None
 ) -> Decision:
+    """Return the decision of a refusal."""
     return Decision(
         action="deny",
         code=refusal.code,

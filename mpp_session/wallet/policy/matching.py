@@ -31,8 +31,10 @@ __all__ = [
     "is_read_alike",
     "misses_of",
     "nearest",
+    "place_misses",
     "read_facts",
     "shown",
+    "time_misses",
 ]
 
 TEXT_CHARS: Final = 80
@@ -163,27 +165,31 @@ def misses_of(
         exactly: As it must match to grant something; otherwise widely.
         never_paid: What the agent has never paid; None to leave `first_seen` out.
     """
-    found = [*_place_misses(rule, facts, exactly=exactly), *_payment_misses(rule, facts)]
+    found = place_misses(rule, facts.ask, facts.origin, exactly=exactly)
+    found += _payment_misses(rule, facts)
     found += _use_misses(rule, facts, exactly=exactly)
     first_seen = rule.match.first_seen
     if first_seen is not None and never_paid is not None and never_paid.isdisjoint(first_seen):
         found.append(_miss(rule, "first_seen", "all paid before", _listed(first_seen)))
-    return found + _time_misses(rule, facts.ask.at)
+    return found + time_misses(rule, facts.ask.at)
 
 
-def _place_misses(rule: Rule, facts: Facts, *, exactly: bool) -> list[Miss]:
-    match, ask = rule.match, facts.ask
+def place_misses(
+    rule: Rule, ask: Ask, origin: str, *, exactly: bool, with_path: bool = True
+) -> list[Miss]:
+    """Return what of agent, origin, method and path does not match; see `misses_of`."""
+    match = rule.match
     found = []
     if not is_near(rule, ask.agent):
         found.append(_miss(rule, "agent", shown(ask.agent), _listed(match.agent)))
     if match.origin is not None and not any(
-        matches_origin(pattern, facts.origin) for pattern in match.origin
+        matches_origin(pattern, origin) for pattern in match.origin
     ):
-        found.append(_miss(rule, "origin", facts.origin, _listed(match.origin)))
+        found.append(_miss(rule, "origin", origin, _listed(match.origin)))
     method = ask.method.upper()
     if match.method is not None and not any(matches(one, method) for one in match.method):
         found.append(_miss(rule, "method", shown(method), _listed(match.method)))
-    if match.path is not None:
+    if match.path is not None and with_path:
         is_match = matches_path if exactly else matches_reading
         if not is_match(match.path, ask.path):
             found.append(_miss(rule, "path", shown(ask.path), _listed(match.path)))
@@ -222,7 +228,8 @@ def _use_misses(rule: Rule, facts: Facts, *, exactly: bool) -> list[Miss]:
     return found
 
 
-def _time_misses(rule: Rule, at: float) -> list[Miss]:
+def time_misses(rule: Rule, at: float) -> list[Miss]:
+    """Return what of a rule's times does not match."""
     when = rule.when
     if when.not_before is not None and not at >= when.not_before:
         allowed = f"from {describe_time(when.not_before)}"

@@ -55,6 +55,7 @@ class Forwarder:
         *,
         allows_loopback: Callable[[], bool],
         own_ports: Collection[int],
+        admit: Callable[[str, httpx.Request], Awaitable[None]],
         note_end: Callable[["Ended"], Awaitable[None]],
     ) -> None:
         """Make requests.
@@ -62,11 +63,13 @@ class Forwarder:
         Args:
             allows_loopback: Whether this machine itself may be a target, by the policy in force.
             own_ports: Where the wallet itself listens.
+            admit: Returns if an agent may send a request, by its name; raises why not.
             note_end: Is told of each request that pays nothing more.
         """
         self._allows_loopback = allows_loopback
         self._own_ports = own_ports
         self._note_end = note_end
+        self.admit = admit
 
     def target(self, text: str) -> httpx.URL:
         """Return the URL that a request is for; see `parse_target`."""
@@ -82,7 +85,7 @@ class Forwarder:
         request: httpx.Request | None = None
         failure: MppSessionError | httpx.RequestError | None = None
         try:
-            request = await self._read(scope, receive, answer.request_id)
+            request = await self._read(desk, scope, receive, answer.request_id)
         except MppSessionError as error:
             failure = error
         if request is not None:
@@ -101,8 +104,15 @@ class Forwarder:
             status = 413 if isinstance(failure, BodyTooLongError) else 400
         await answer_failure(failure, status)(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive, request_id: str) -> httpx.Request | None:
-        """Return the request to make; None if the agent left before it was complete."""
+    async def _read(
+        self, desk: Desk, scope: Scope, receive: Receive, request_id: str
+    ) -> httpx.Request | None:
+        """Return the request to make; None if the agent left before it was complete.
+
+        Raises:
+            PolicyRefusedError: The agent may not send it.
+            WireError: It cannot be read, or made.
+        """
         raw = scope["headers"]
         require_one_length(raw)
         url = self.target(find_field(raw, TARGET))
@@ -127,7 +137,7 @@ class Forwarder:
             return None
         fields = [pair for pair in passed_fields(raw) if pair[0] != "content-length"]
         try:
-            return httpx.Request(
+            request = httpx.Request(
                 scope["method"],
                 url,
                 headers=fields,
@@ -136,6 +146,8 @@ class Forwarder:
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise WireError(f"the request cannot be made: {error}") from error
+        await self.admit(desk.name, request)
+        return request
 
 
 class _Answer:

@@ -115,6 +115,7 @@ class _Doors:
         forwarder = Forwarder(
             allows_loopback=lambda: wallet.policy.allow_loopback_http,
             own_ports=ports,
+            admit=wallet.admit,
             note_end=wallet.note_end,
         )
         self._build = partial(

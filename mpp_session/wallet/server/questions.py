@@ -100,6 +100,7 @@ class Questions:
             made = httpx.Request(asked.method, url, headers=fields, content=asked.content or None)
         except ValueError as error:
             raise WireError(f"the request cannot be made: {error}") from error
+        await self._forwarder.admit(desk.name, made)
         return await desk.run(lambda client: client.payments.quote(made))
 
     async def _close(self, desk: Desk, request: Request) -> object:

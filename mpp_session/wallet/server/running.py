@@ -12,6 +12,7 @@ import msgspec
 
 from channel.client.funding.keys import OneKey, VoucherKeys
 from channel.client.funding.signer import AccountSigner
+from channel.client.policy.context import PURPOSE
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ConfigError, MppSessionError, StoreError
@@ -20,10 +21,12 @@ from mpp_session.agent.wallet_wire import BudgetLeft
 from mpp_session.wallet.approvals.rules import rules_of
 from mpp_session.wallet.approvals.store import Approvals
 from mpp_session.wallet.audit.checkpoints import Keeper
+from mpp_session.wallet.books.asks import reach_ask
 from mpp_session.wallet.books.books import WalletBooks
-from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy
+from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy, refuse_reach
 from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.forwarding import Ended
+from mpp_session.wallet.types import Purpose, WalletRequest
 from mpp_session.wallet.watch.store import Watch
 from settlement.escrow.payer import PayerAccount
 
@@ -159,6 +162,19 @@ class RunningWallet:
                     ),
                 ]
         return found
+
+    async def admit(self, agent: str, request: httpx.Request) -> None:
+        """Check that an agent may send a request at all, before a server is asked.
+
+        Raises:
+            PolicyRefusedError: It may not. The refusal is in the trail.
+        """
+        attached = request.extensions.get(PURPOSE)
+        if not isinstance(attached, WalletRequest):
+            attached = WalletRequest(request_id="", purpose=Purpose())
+        url = str(request.url.copy_with(query=None))
+        ask = reach_ask(agent, attached, method=request.method, url=url, at=time.time())
+        await self.books.check(ask, lambda snapshot: refuse_reach(self.policy, ask, snapshot))
 
     async def note_end(self, ended: Ended) -> None:
         """Note how a request ended, for the breakers."""

@@ -159,6 +159,11 @@ name = "shop"
 action = "allow"
 [rule.cap]
 deposit = "2.00 usd"
+
+[[rule]]
+name = "inside"
+action = "deny"
+match = {{path = ["/inside/*"]}}
 """,
         )
 

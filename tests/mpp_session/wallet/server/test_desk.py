@@ -80,13 +80,17 @@ class _Asked:
 async def test_a_wait_for_an_approval_is_bounded(tmp_path: Path) -> None:
     async def no_end(_: Ended) -> None: ...
 
+    async def any_request(_: str, __: httpx.Request) -> None: ...
+
     async def no_budgets(_: str) -> list[object]:
         return []
 
     store = await PaymentStore.open(tmp_path / "w.db")
     desk = Desk("scout", store.for_agent("scout"), make)
     asked = _Asked()
-    forwarder = Forwarder(allows_loopback=lambda: False, own_ports=(), note_end=no_end)
+    forwarder = Forwarder(
+        allows_loopback=lambda: False, own_ports=(), admit=any_request, note_end=no_end
+    )
     questions = Questions(forwarder, no_budgets, asked)  # type: ignore[arg-type]
     for wait in (str(WALLET_WAIT_S_MAX), str(WALLET_WAIT_S_MAX + 1), "-1", "many", "9" * 99, ""):
         scope = {

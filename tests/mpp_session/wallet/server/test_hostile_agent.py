@@ -26,7 +26,7 @@ from mpp_session.agent.purpose import Purpose
 from mpp_session.agent.wallet_wire import format_purpose, parse_purpose, parse_timeout
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields
 from mpp_session.wallet.server.process import OWNER_SOCKET, OWNER_TOKEN
-from tests.mpp_session.wallet.server.process import OTHER_UID, WalletProcess
+from tests.mpp_session.wallet.server.process import OTHER_UID, Pace, WalletProcess
 
 HOSTILE = """
 import json, os, socket, sys
@@ -115,6 +115,16 @@ def ask(
             content=content,
             headers={"Wallet-Token": token or wallet.tokens["scout"], **(headers or {})},
         )
+
+
+def test_a_wallet_is_no_way_to_servers_that_no_rule_names(
+    wallet: WalletProcess, shop_url: str, pace: Pace
+) -> None:
+    """Also what is free is not asked for: the refusal comes before the request is sent."""
+    seen = len(pace.bodies)
+    found = ask(wallet, headers={"Wallet-Target": f"{shop_url}/inside/echo"})
+    assert (found.status_code, found.json()["failure"]["fields"]["code"]) == (403, "rule_denied")
+    assert len(pace.bodies) == seen
 
 
 def test_a_token_opens_its_own_door_only(wallet: WalletProcess) -> None:
