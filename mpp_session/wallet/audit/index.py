@@ -14,7 +14,7 @@ from channel.errors import StoreError
 from channel.files import create_own
 from mpp_session.wallet.audit.trail import Entry, read_entries, read_entry, trail_id
 
-__all__ = ["LINKS", "Index"]
+__all__ = ["LINKS", "UNTRUSTED", "Index"]
 
 LINKS: Final = frozenset(
     {
@@ -31,6 +31,9 @@ LINKS: Final = frozenset(
     }
 )
 """Members whose values name something that several records are about."""
+
+UNTRUSTED: Final = "untrusted"
+"""The name of all identifiers that an agent chose: they could be those of another's payment."""
 
 _VERSION: Final = 1
 _NOT_WORDS: Final = frozenset({"hash", "prev", "policy_hash", "note"})
@@ -180,18 +183,25 @@ class Index:
         )
 
 
-def _walk(value: Any, texts: list[str], links: set[tuple[str, str]], name: str = "") -> None:
+def _walk(
+    value: Any,
+    texts: list[str],
+    links: set[tuple[str, str]],
+    name: str = "",
+    *,
+    is_said: bool = False,
+) -> None:
     if isinstance(value, str):
         if name not in _NOT_WORDS:
             texts.append(value)
         if name in LINKS and value:
-            links.add((name, value))
+            links.add((UNTRUSTED if is_said else name, value))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _walk(inner, texts, links, key)
+            _walk(inner, texts, links, key, is_said=is_said or key == UNTRUSTED)
     elif isinstance(value, list):
         for inner in value:
-            _walk(inner, texts, links, name)
+            _walk(inner, texts, links, name, is_said=is_said)
 
 
 def _open_file(path: Path | None) -> sqlite3.Connection:

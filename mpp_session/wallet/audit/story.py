@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import msgspec
 
-from mpp_session.wallet.audit.index import Index
+from mpp_session.wallet.audit.index import UNTRUSTED, Index
 from mpp_session.wallet.audit.records import receipt_digest
 from mpp_session.wallet.audit.trail import Entry
 
 __all__ = ["Step", "describe", "tell"]
 
 _LIFE: Final = frozenset({"open", "top_up", "settle", "close", "refund"})
+_DIGITS: Final = 39
 _HEX_DIGITS: Final = (40, 64)
 _ID_CHARS: Final = 10
 _SENTENCES: Final = {
@@ -52,13 +53,16 @@ def tell(index: Index, identifier: str) -> list[Step]:
     Args:
         index: Of the trail.
         identifier: A request's, channel's, approval's or challenge's id, a transaction's hash, a
-            receipt's digest, or a receipt as the server sent it.
+            receipt's digest, or a receipt as the server sent it. Else a trace's id, as an agent
+            named it.
     """
     named: dict[str, set[int]] = {}
     for form in _forms(identifier):
         named = index.named(form)
         if named:
             break
+    proven = {name: found for name, found in named.items() if name != UNTRUSTED}
+    named = proven or named
     seeds = set().union(*named.values()) if named else set()
     channels = set() if "request_id" in named else index.identifiers(seeds, "channel_id")
     if "request_id" in named or "approval_id" in named or not channels:
@@ -89,8 +93,9 @@ def _holding(index: Index, identifiers: set[str]) -> set[int]:
     return {
         seq
         for identifier in identifiers
-        for numbers in index.named(identifier).values()
+        for name, numbers in index.named(identifier).items()
         for seq in numbers
+        if name != UNTRUSTED
     }
 
 
@@ -126,7 +131,7 @@ def _payment(entry: Entry) -> tuple[object, object]:
 
 def _voucher_step(group: Sequence[Entry]) -> Step:
     first, last = group[0], group[-1]
-    amounts = [int(_member(entry.fields, "voucher", "delta") or 0) for entry in group]
+    amounts = [_amount(entry) for entry in group]
     begin = _member(first.fields, "voucher", "cumulative")
     end = _member(last.fields, "voucher", "cumulative")
     text = f"signed {begin}"
@@ -134,6 +139,12 @@ def _voucher_step(group: Sequence[Entry]) -> Step:
         text = f"signed {len(group)} times, from {begin} to {end}"
     text += f": {sum(amounts)} for {first.fields.get('request_id', '')}"
     return Step(first.seq, first.at, "voucher", first.agent, text, vouchers=len(group))
+
+
+def _amount(entry: Entry) -> int:
+    """Return what a voucher adds; 0 in a record that was changed, which `verify` names."""
+    text = str(_member(entry.fields, "voucher", "delta"))
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _DIGITS else 0
 
 
 def describe(entry: Entry) -> str:

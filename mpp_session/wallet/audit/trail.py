@@ -80,6 +80,9 @@ _TRIGGERS: Final = (
 _LAST: Final = "SELECT seq, hash FROM trail ORDER BY seq DESC LIMIT 1"
 _ADD: Final = "INSERT INTO trail (seq, record, hash) VALUES (?, ?, ?)"
 _KIND: Final = re.compile("[a-z][a-z_]{0,31}")
+_END_OF_TIME_MS: Final = 253_402_300_800_000
+"""The year 10000, which no calendar of ours writes."""
+_UNREADABLE: Final = (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError)
 _OWN: Final = frozenset({"v", "seq", "at", "prev", "kind", "agent", "hash"})
 
 
@@ -230,6 +233,8 @@ def _read(row: tuple[Any, ...]) -> Entry:
     seq, text, digest = row
     try:
         fields = msgspec.json.decode(text, type=dict[str, Any])
+        if not 0 <= fields["at"] < _END_OF_TIME_MS:
+            raise ValueError(f"its time is {fields['at']}")
         return msgspec.convert(
             {
                 "seq": seq,
@@ -241,7 +246,7 @@ def _read(row: tuple[Any, ...]) -> Entry:
             },
             Entry,
         )
-    except (msgspec.MsgspecError, UnicodeError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise StoreError(
             f"record {seq} of the audit trail cannot be read: {error}; "
             "run `mpp-session audit verify`"

@@ -134,7 +134,7 @@ class _Chain:
             return "changed: its hash is of another content"
         try:
             record = msgspec.json.decode(text, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return "not a record"
         if canonical(record) != text:
             return "not in the form that the wallet writes"

@@ -12,6 +12,8 @@ from channel.errors import StoreError
 from mpp_session.wallet.audit.index import Index
 from mpp_session.wallet.audit.records import receipt_digest
 from mpp_session.wallet.audit.story import tell
+from mpp_session.wallet.types import Purpose
+from tests.mpp_session.wallet.audit.asks import make_ask
 from tests.mpp_session.wallet.audit.payments import (
     AT,
     CHANNEL_ID,
@@ -127,6 +129,27 @@ def test_the_index_catches_up_and_is_made_anew_for_another_trail(tmp_path: Path)
     path.unlink()
     path.mkdir()
     assert find("election") == 4
+
+
+def test_an_agent_cannot_put_itself_into_the_story_of_another() -> None:
+    """A trace's id is the agent's word; it leads to its requests where nothing else has it."""
+    writer = write_payments()
+    for name, trace in (("r8", "r1"), ("r9", "trace-9")):
+        purpose = Purpose(trace_id=trace, reason="r1")
+        writer.decide(make_ask(request_id=name, purpose=purpose, channel_id=None), "deny")
+    with Index.open(writer.db, None) as index:
+        assert kinds(index, "r1") == ALL_OF_R1
+        assert [step.seq for step in tell(index, "trace-9")] == [18]
+
+
+def test_a_voucher_that_is_none_stops_no_story() -> None:
+    writer = Writer(":memory:")
+    for delta in ("many", "9" * 5000, None):
+        writer.add("voucher", request_id="r1", voucher={"cumulative": "5", "delta": delta})
+    writer.add("voucher", request_id="r1", voucher=[])
+    with Index.open(writer.db, None) as index:
+        (step,) = tell(index, "r1")
+    assert step.text.endswith(": 0 for r1")
 
 
 def test_a_record_that_cannot_be_read_is_named() -> None:

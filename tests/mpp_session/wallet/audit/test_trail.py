@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from channel.errors import InvariantError, StoreError
 from channel.limits import AUDIT_TEXT_CHARS_MAX
-from mpp_session.wallet.audit.canonical import canonical, plain
+from mpp_session.wallet.audit.canonical import canonical, hash_record, plain
 from mpp_session.wallet.audit.trail import (
     SCHEMA,
     Trail,
@@ -25,6 +25,7 @@ from mpp_session.wallet.audit.trail import (
     read_entry,
     trail_id,
 )
+from mpp_session.wallet.audit.verify import verify
 from tests.mpp_session.wallet.audit.asks import TEXT
 
 VALUES = st.recursive(
@@ -185,8 +186,21 @@ def test_a_file_without_a_trail_is_named(tmp_path: Path) -> None:
         open_trail(other)
 
 
-def test_a_record_that_is_no_record_is_named() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"a":' + "[" * 100_000,
+        '{"agent":"","at":1e300,"kind":"open"}',
+        '{"agent":"","at":-1,"kind":"open"}',
+        '{"agent":"","at":"1","kind":"open"}',
+        '{"agent":1,"at":1,"kind":"open"}',
+    ],
+)
+def test_a_record_that_is_no_record_is_named(text: str) -> None:
     db = connect()
-    db.execute("INSERT INTO trail VALUES (1, '[]', x'00')")
+    db.execute("INSERT INTO trail VALUES (1, ?, ?)", (text, hash_record(text.encode())))
+    assert not verify(db, b"", None).is_good
     with pytest.raises(StoreError, match=r"record 1 .* audit verify"):
         list(read_entries(db))
