@@ -45,6 +45,10 @@ def connect(path: Path | str = ":memory:") -> sqlite3.Connection:
     return db
 
 
+def nested(depth: int) -> list[object]:
+    return [nested(depth - 1)] if depth else []
+
+
 @settings(max_examples=60)
 @given(value=VALUES)
 def test_the_spelling_is_that_of_rfc_8785(value: object) -> None:
@@ -114,6 +118,7 @@ def test_text_that_an_agent_made_is_cut_and_never_fails() -> None:
         ("open", {"left": 0.5}),
         ("open", {"terms": {"ä": 1}}),
         ("open", {"terms": {1: 1}}),
+        ("open", {"terms": nested(20)}),
         ("open", {"thing": object()}),
     ],
 )
