@@ -49,6 +49,8 @@ MppSessionError
 ├── AgentError                      raised on the paying side, before or instead of paying
 │   ├── OfferRefusedError             a 402 asks what the policy does not allow
 │   ├── BudgetExceededError           paying this would pass a limit of the policy
+│   ├── PolicyRefusedError            a wallet's policy refuses the payment
+│   ├── ApprovalPendingError          the payment waits for the approval of a person or supervisor
 │   ├── CannotFundError               the account can make no deposit in a way the server takes
 │   ├── ChargePendingError            a charge was signed for this request and may still be settled
 │   ├── DepositPendingError           a signed deposit is not mined yet; the next request resumes it
@@ -77,6 +79,7 @@ from typing import ClassVar
 __all__ = [
     "AgentError",
     "AmountExceedsDepositError",
+    "ApprovalPendingError",
     "AuthorizationExpiredError",
     "BadRequestError",
     "BodyNotReplayableError",
@@ -117,6 +120,7 @@ __all__ = [
     "PaymentRefusedError",
     "PaymentRequiredError",
     "PeerError",
+    "PolicyRefusedError",
     "ProblemError",
     "PublicVoucherError",
     "ReceiptViolationError",

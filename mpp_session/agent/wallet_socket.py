@@ -67,7 +67,14 @@ from mpp_session.agent.wallet_wire import (
     unpack_channel,
 )
 
-__all__ = ["WalletClient", "WalletPayments", "WalletTransport", "connect_wallet"]
+__all__ = [
+    "WalletClient",
+    "WalletLine",
+    "WalletPayments",
+    "WalletTransport",
+    "connect_wallet",
+    "read_failure",
+]
 
 _PENDING: Final = "pending"
 _PAYING_S: Final = 300.0
@@ -365,7 +372,7 @@ class WalletPayments(Payments):
         `ApprovalPendingError.approval_id` is the id.
 
         Raises:
-            TimeoutError: Nobody answered within `timeout_s`.
+            TimeoutError: No answer came within `timeout_s`.
             AgentError: The wallet knows no such question of this agent.
         """
         until = time.monotonic() + timeout_s

@@ -194,7 +194,7 @@ class ShownApproval(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float
     facts: list[tuple[str, str]]
     untrusted: list[tuple[str, str]]
-    """Texts of the agent that asks: nobody has checked them."""
+    """Texts of the agent that asks: they are not checked."""
 
 
 class WalletAddress(msgspec.Struct, frozen=True):

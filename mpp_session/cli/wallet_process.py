@@ -13,7 +13,19 @@ if TYPE_CHECKING:
     from mpp_session.wallet.server.opening import WalletSettings
     from mpp_session.wallet.server.process import Listening
 
-__all__ = ["APP", "NAME"]
+__all__ = [
+    "APP",
+    "NAME",
+    "agent_add",
+    "budgets",
+    "close",
+    "freeze",
+    "reload",
+    "revoke",
+    "run",
+    "status",
+    "unfreeze",
+]
 
 NAME: Final = "wallet"
 APP: Final = typer.Typer(

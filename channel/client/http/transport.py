@@ -65,7 +65,7 @@ ORIGIN = "channel.origin"
 IDEMPOTENCY_KEY = "channel.idempotency_key"
 """Where it keeps its key."""
 CHARGED = "channel.charged"
-"""Where it keeps the digest of the request that was paid for at once, if one was."""
+"""Where it keeps the digest of the request that a charge paid for, if one did."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -20,9 +20,9 @@ from channel.errors import (
 from mpp_session.agent.wallet_wire import TARGET, TOKEN
 from mpp_session.wallet.policy.compiled import Agent
 from mpp_session.wallet.server.answers import answer_failure
-from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.forwarding import BodyTooLongError, Forwarder, find_field
 from mpp_session.wallet.server.questions import Questions
+from mpp_session.wallet.server.running_agent import RunningAgent
 from mpp_session.wallet.types import Code
 
 __all__ = ["AgentDoor", "token_digest"]
@@ -36,13 +36,13 @@ def token_digest(token: str) -> bytes:
 
 
 class AgentDoor:
-    """Answers the agents of one socket. `desks` are all that there are, also after a reload."""
+    """Answers the agents of one socket."""
 
     def __init__(
         self,
         *,
         agents: Callable[[], Mapping[str, Agent]],
-        desks: Mapping[str, Desk],
+        running_agents: Mapping[str, RunningAgent],
         forwarder: Forwarder,
         questions: Questions,
         only: str | None = None,
@@ -52,7 +52,7 @@ class AgentDoor:
 
         Args:
             agents: The agents of the policy in force.
-            desks: Their places, by name.
+            running_agents: What runs for them, by name; also after a reload.
             forwarder: Makes their requests.
             questions: Answers about their payments.
             only: The one agent whose socket this is; None if several share it. An agent that has
@@ -60,7 +60,7 @@ class AgentDoor:
             on_bug: Is called with an error that must end the process.
         """
         self._agents = agents
-        self._desks = desks
+        self._running_agents = running_agents
         self._forwarder = forwarder
         self._questions = questions
         self._only = only
@@ -79,7 +79,7 @@ class AgentDoor:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope["headers"]
         try:
-            desk = self._find_desk(find_field(raw, TOKEN))
+            running = self._find_running(find_field(raw, TOKEN))
             is_forwarded = bool(find_field(raw, TARGET))
         except PolicyRefusedError as error:
             status = 401 if error.code == Code.AGENT_UNKNOWN else None
@@ -89,12 +89,12 @@ class AgentDoor:
             await answer_failure(error, 400)(scope, receive, send)
             return
         if is_forwarded and scope["path"] == _ROOT and not scope["query_string"]:
-            await self._forwarder.forward(desk, scope, receive, send)
+            await self._forwarder.forward(running, scope, receive, send)
             return
         response = None
         try:
             if not is_forwarded:
-                response = await self._questions.answer(desk, Request(scope, receive))
+                response = await self._questions.answer(running, Request(scope, receive))
         except InvariantError:
             raise
         except BodyTooLongError as error:
@@ -110,13 +110,13 @@ class AgentDoor:
             )
         await response(scope, receive, send)
 
-    def _find_desk(self, token: str) -> Desk:
-        """Return the place of the agent whose token this is.
+    def _find_running(self, token: str) -> RunningAgent:
+        """Return the agent whose token this is.
 
         Every digest is compared, in a time that says nothing about them.
 
         Raises:
-            PolicyRefusedError: It is nobody's, another agent's than the socket's, or has expired.
+            PolicyRefusedError: No agent has it, the socket is another agent's, or it has expired.
         """
         digest = token_digest(token)
         found: Agent | None = None
@@ -136,13 +136,13 @@ class AgentDoor:
                 code=Code.AGENT_EXPIRED,
                 field=f"agent.{found.name}.expires",
             )
-        desk = self._desks.get(found.name)
-        if desk is None:
+        running = self._running_agents.get(found.name)
+        if running is None:
             raise PolicyRefusedError(
                 f"the agent {found.name} was revoked by its owner: it needs another name and token",
                 code=Code.AGENT_REVOKED,
             )
-        return desk
+        return running
 
     def _serves(self, agent: Agent) -> bool:
         return agent.uid is None if self._only is None else agent.name == self._only

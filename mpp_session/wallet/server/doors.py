@@ -74,7 +74,7 @@ class _Peer(Connection):
         self._name = name
 
     def connection_made(self, transport: Any) -> None:
-        """Accept the connection of a user who may connect; end any other at once."""
+        """Accept the connection of a user who may connect; end any other immediately."""
         if self._uids is not None:
             uid = peer_uid(transport.get_extra_info("socket"))
             if uid not in self._uids:

@@ -30,8 +30,8 @@ from mpp_session.agent.wallet_wire import (
     parse_timeout,
 )
 from mpp_session.wallet.server.answers import answer_failure
-from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields, require_one_length
+from mpp_session.wallet.server.running_agent import RunningAgent
 from mpp_session.wallet.types import Purpose, WalletRequest
 
 __all__ = ["BodyTooLongError", "Ended", "Forwarder", "find_field", "read_body"]
@@ -64,7 +64,7 @@ class Forwarder:
             allows_loopback: Whether this machine itself may be a target, by the policy in force.
             own_ports: Where the wallet itself listens.
             admit: Returns if an agent may send a request, by its name; raises why not.
-            note_end: Is told of each request that pays nothing more.
+            note_end: Is called with each request that pays nothing more.
         """
         self._allows_loopback = allows_loopback
         self._own_ports = own_ports
@@ -75,7 +75,9 @@ class Forwarder:
         """Return the URL that a request is for; see `parse_target`."""
         return parse_target(text, allow_loopback=self._allows_loopback(), own_ports=self._own_ports)
 
-    async def forward(self, desk: Desk, scope: Scope, receive: Receive, send: Send) -> None:
+    async def forward(
+        self, agent: RunningAgent, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Make one request of an agent, and answer it.
 
         A failure before the answer's first byte is an answer of the wallet's own. Later the
@@ -85,19 +87,19 @@ class Forwarder:
         request: httpx.Request | None = None
         failure: MppSessionError | httpx.RequestError | None = None
         try:
-            request = await self._read(desk, scope, receive, answer.request_id)
+            request = await self._read(agent, scope, receive, answer.request_id)
         except MppSessionError as error:
             failure = error
         if request is not None:
             try:
-                failure = await _serve(desk, request, receive, answer)
+                failure = await _serve(agent, request, receive, answer)
             finally:
-                await self._note_end(_ended(desk, request, answer, failure))
+                await self._note_end(_ended(agent, request, answer, failure))
         if failure is None:
             return
         if answer.has_begun:
-            desk.remember(answer.request_id, failure)
-            _log.info("an answer to %s broke off: %s", desk.name, failure)
+            agent.remember(answer.request_id, failure)
+            _log.info("an answer to %s broke off: %s", agent.name, failure)
             return
         status = None
         if isinstance(failure, WireError):
@@ -105,7 +107,7 @@ class Forwarder:
         await answer_failure(failure, status)(scope, receive, send)
 
     async def _read(
-        self, desk: Desk, scope: Scope, receive: Receive, request_id: str
+        self, agent: RunningAgent, scope: Scope, receive: Receive, request_id: str
     ) -> httpx.Request | None:
         """Return the request to make; None if the agent left before it was complete.
 
@@ -146,7 +148,7 @@ class Forwarder:
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise WireError(f"the request cannot be made: {error}") from error
-        await self.admit(desk.name, request)
+        await self.admit(agent.name, request)
         return request
 
 
@@ -198,7 +200,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _ended(
-    desk: Desk,
+    agent: RunningAgent,
     request: httpx.Request,
     answer: _Answer,
     failure: MppSessionError | httpx.RequestError | None,
@@ -207,7 +209,7 @@ def _ended(
     status = failure.status if isinstance(failure, PaymentRefusedError) else answer.status
     return Ended(
         request_id=answer.request_id,
-        agent=desk.name,
+        agent=agent.name,
         origin=origin_of(request.url),
         digest=sha256(b"".join(len(part).to_bytes(8) + part for part in parts)).digest(),
         status=status,
@@ -215,11 +217,11 @@ def _ended(
 
 
 async def _serve(
-    desk: Desk, request: httpx.Request, receive: Receive, answer: _Answer
+    agent: RunningAgent, request: httpx.Request, receive: Receive, answer: _Answer
 ) -> MppSessionError | httpx.RequestError | None:
     """Make the request and pass its answer on; return why that did not succeed."""
     try:
-        await _while_there(receive, desk.run(lambda client: _pay(client, request, answer)))
+        await _while_there(receive, agent.run(lambda client: _pay(client, request, answer)))
     except InvariantError:
         raise
     except (MppSessionError, httpx.RequestError) as error:

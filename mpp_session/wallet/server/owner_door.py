@@ -104,7 +104,7 @@ class OwnerDoor:
             accounts={
                 str(number): f"0x{chain.account.hex()}" for number, chain in wallet.chains.items()
             },
-            running={name: desk.running for name, desk in wallet.desks.items()},
+            running={name: agent.running for name, agent in wallet.running_agents.items()},
             frozen=[stop.scope for stop in stops if stop.kind == "freeze"],
             revoked=[stop.scope for stop in stops if stop.kind == "revoke"],
         )

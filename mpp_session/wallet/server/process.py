@@ -121,7 +121,7 @@ class _Doors:
         self._build = partial(
             AgentDoor,
             agents=lambda: wallet.policy.agents,
-            desks=wallet.desks,
+            running_agents=wallet.running_agents,
             forwarder=forwarder,
             questions=Questions(forwarder, wallet.budgets_of, approvals),
             on_bug=self._fail,

@@ -25,17 +25,17 @@ from mpp_session.agent.wallet_wire import (
     pack_channel,
 )
 from mpp_session.wallet.server.answers import answer_json, problem_of
-from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.forwarding import Forwarder, read_body
 from mpp_session.wallet.server.outgoing import passed_fields
 from mpp_session.wallet.server.parts import ApprovalQuestions, unknown_approval
+from mpp_session.wallet.server.running_agent import RunningAgent
 
 __all__ = ["Questions"]
 
 _CHANNEL_ID_BYTES: Final = 32
 
 _Value = TypeVar("_Value")
-_Handler = Callable[[Desk, Request], Awaitable[object]]
+_Handler = Callable[[RunningAgent, Request], Awaitable[object]]
 
 
 class Questions:
@@ -68,7 +68,7 @@ class Questions:
             ("GET", FAILURES): self._failure,
         }
 
-    async def answer(self, desk: Desk, request: Request) -> Response | None:
+    async def answer(self, agent: RunningAgent, request: Request) -> Response | None:
         """Return the answer; None where there is no such question.
 
         Raises:
@@ -80,18 +80,18 @@ class Questions:
         if handler is None:
             parent, _, last = path.rpartition("/")
             handler = self._below.get((request.method, parent)) if last else None
-        return None if handler is None else answer_json(await handler(desk, request))
+        return None if handler is None else answer_json(await handler(agent, request))
 
-    async def _channels(self, desk: Desk, _: Request) -> object:
-        return [pack_channel(one) for one in await desk.store.records()]
+    async def _channels(self, agent: RunningAgent, _: Request) -> object:
+        return [pack_channel(one) for one in await agent.store.records()]
 
-    async def _charges(self, desk: Desk, _: Request) -> object:
-        return [hide_credential(one) for one in await desk.store.charges()]
+    async def _charges(self, agent: RunningAgent, _: Request) -> object:
+        return [hide_credential(one) for one in await agent.store.charges()]
 
-    async def _summary(self, desk: Desk, _: Request) -> object:
-        return await desk.run(lambda client: client.payments.summary())
+    async def _summary(self, agent: RunningAgent, _: Request) -> object:
+        return await agent.run(lambda client: client.payments.summary())
 
-    async def _quote(self, desk: Desk, request: Request) -> object:
+    async def _quote(self, agent: RunningAgent, request: Request) -> object:
         asked = await _read(request, QuoteRequest)
         url = self._forwarder.target(asked.url)
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers]
@@ -100,54 +100,54 @@ class Questions:
             made = httpx.Request(asked.method, url, headers=fields, content=asked.content or None)
         except ValueError as error:
             raise WireError(f"the request cannot be made: {error}") from error
-        await self._forwarder.admit(desk.name, made)
-        return await desk.run(lambda client: client.payments.quote(made))
+        await self._forwarder.admit(agent.name, made)
+        return await agent.run(lambda client: client.payments.quote(made))
 
-    async def _close(self, desk: Desk, request: Request) -> object:
+    async def _close(self, agent: RunningAgent, request: Request) -> object:
         asked = await _read(request, Which)
         which = _channel_id(asked) if asked.url is None and asked.channel_id else asked.url
-        closed = await desk.run(lambda client: client.payments.close(which))
+        closed = await agent.run(lambda client: client.payments.close(which))
         return [pack_channel(one) for one in closed]
 
-    async def _request_close(self, desk: Desk, request: Request) -> object:
+    async def _request_close(self, agent: RunningAgent, request: Request) -> object:
         which = _channel_id(await _read(request, Which))
-        return pack_channel(await desk.run(lambda client: client.payments.request_close(which)))
+        return pack_channel(await agent.run(lambda client: client.payments.request_close(which)))
 
-    async def _withdraw(self, desk: Desk, request: Request) -> object:
+    async def _withdraw(self, agent: RunningAgent, request: Request) -> object:
         which = _channel_id(await _read(request, Which))
-        return pack_channel(await desk.run(lambda client: client.payments.withdraw(which)))
+        return pack_channel(await agent.run(lambda client: client.payments.withdraw(which)))
 
-    async def _opening(self, desk: Desk, request: Request) -> object:
+    async def _opening(self, agent: RunningAgent, request: Request) -> object:
         which = _channel_id(await _read(request, Which))
 
         async def find(client: PayingClient) -> object:
             return await client.payments.find_opening(which)
 
-        return await desk.run(find)
+        return await agent.run(find)
 
-    async def _budgets(self, desk: Desk, _: Request) -> object:
-        return await self._budgets_of(desk.name)
+    async def _budgets(self, agent: RunningAgent, _: Request) -> object:
+        return await self._budgets_of(agent.name)
 
-    async def _approval(self, desk: Desk, request: Request) -> object:
+    async def _approval(self, agent: RunningAgent, request: Request) -> object:
         approval_id = request.url.path.rpartition("/")[2]
         asked = request.query_params.get("wait", "0")
         is_number = asked.isascii() and asked.isdigit() and len(asked) <= 6  # noqa: PLR2004
         wait_s = min(int(asked), WALLET_WAIT_S_MAX) if is_number else 0
-        found = await self._approvals.state(desk.name, approval_id, wait_s=wait_s)
+        found = await self._approvals.state(agent.name, approval_id, wait_s=wait_s)
         if found is None:
             raise unknown_approval(approval_id)
         return found
 
-    async def _supervised(self, desk: Desk, _: Request) -> object:
-        return await self._approvals.supervised(desk.name)
+    async def _supervised(self, agent: RunningAgent, _: Request) -> object:
+        return await self._approvals.supervised(agent.name)
 
-    async def _answer_question(self, desk: Desk, request: Request) -> object:
+    async def _answer_question(self, agent: RunningAgent, request: Request) -> object:
         answer = await _read(request, ApprovalAnswer)
         approval_id = request.url.path.rpartition("/")[2]
-        return await self._approvals.answer_as(desk.name, approval_id, answer)
+        return await self._approvals.answer_as(agent.name, approval_id, answer)
 
-    async def _failure(self, desk: Desk, request: Request) -> object:
-        found = desk.failure(request.url.path.rpartition("/")[2])
+    async def _failure(self, agent: RunningAgent, request: Request) -> object:
+        found = agent.failure(request.url.path.rpartition("/")[2])
         return None if found is None else problem_of(found)
 
 

@@ -1,4 +1,4 @@
-"""A wallet that runs: its policy, books, chains, and the agents' places."""
+"""A wallet that runs: its policy, books, chains and agents."""
 
 import asyncio
 import logging
@@ -24,8 +24,8 @@ from mpp_session.wallet.audit.checkpoints import Keeper
 from mpp_session.wallet.books.asks import reach_ask
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy, refuse_reach
-from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.forwarding import Ended
+from mpp_session.wallet.server.running_agent import RunningAgent
 from mpp_session.wallet.types import Purpose, WalletRequest
 from mpp_session.wallet.watch.store import Watch
 from settlement.escrow.payer import PayerAccount
@@ -83,13 +83,13 @@ class RunningWallet:
         self._policy_path = policy_path
         self._keys = keys
         self._reloading = asyncio.Lock()
-        self.desks: dict[str, Desk] = {}
+        self.running_agents: dict[str, RunningAgent] = {}
         self._revoked: frozenset[str] = frozenset()
 
     async def begin(self) -> None:
-        """Open the agents' places. Those that were revoked get none."""
+        """Begin to serve the agents, without those that were revoked."""
         await self._read_revoked()
-        self._open_desks()
+        self._open_agents()
 
     async def revoke(self, scope: str, *, reason: str, by: str) -> None:
         """Refuse an agent or a rule for good; what runs for the agent ends now.
@@ -99,8 +99,8 @@ class RunningWallet:
         """
         await self.books.revoke(scope, reason=reason, by=by)
         await self._read_revoked()
-        for name in self._revoked & set(self.desks):
-            await self.desks.pop(name).end()
+        for name in self._revoked & set(self.running_agents):
+            await self.running_agents.pop(name).end()
 
     async def reload(self) -> WalletPolicy:
         """Read the policy's file again and decide by it; what runs goes on under the new one.
@@ -129,12 +129,12 @@ class RunningWallet:
             await self.books.reload(policy)
             self.policy = self.watch.policy = policy
             self.approvals.rules = rules_of(policy, people=self.approvals.rules.people)
-            gone = [name for name in self.desks if name not in policy.agents]
+            gone = [name for name in self.running_agents if name not in policy.agents]
             for name in gone:
-                await self.desks.pop(name).end()
-            for desk in self.desks.values():
-                desk.renew()
-            self._open_desks()
+                await self.running_agents.pop(name).end()
+            for running in self.running_agents.values():
+                running.renew()
+            self._open_agents()
             _log.info("policy revision %d is in force", policy.revision)
             return policy
 
@@ -199,13 +199,15 @@ class RunningWallet:
         """Close every channel of agents that are frozen, revoked, expired or gone."""
         found = await self.books.channels_to_close()
         gate = asyncio.Semaphore(_TOGETHER)
-        desks: dict[str, Desk] = {}
+        stopped: dict[str, RunningAgent] = {}
 
         async def close(agent: str, record: ChannelRecord) -> Closed:
-            desk = self.desks.get(agent) or desks.setdefault(agent, self._open_desk(agent))
+            running = self.running_agents.get(agent) or stopped.get(agent)
+            if running is None:
+                running = stopped[agent] = self._open_agent(agent)
             async with gate:
                 try:
-                    (ended,) = await desk.run(
+                    (ended,) = await running.run(
                         lambda client: client.payments.close(record.key.channel_id)
                     )
                 except (MppSessionError, httpx.RequestError) as error:
@@ -215,12 +217,12 @@ class RunningWallet:
         try:
             return list(await asyncio.gather(*(close(one.agent, one.record) for one in found)))
         finally:
-            for desk in desks.values():
-                await desk.end()
+            for running in stopped.values():
+                await running.end()
 
     async def end(self) -> None:
         """End what runs for agents: streams end now, and what was signed is counted."""
-        await asyncio.gather(*(desk.end() for desk in self.desks.values()))
+        await asyncio.gather(*(running.end() for running in self.running_agents.values()))
 
     async def _read_revoked(self) -> None:
         stops = await self.books.stops()
@@ -228,13 +230,13 @@ class RunningWallet:
             stop.scope.removeprefix("agent ") for stop in stops if stop.kind == "revoke"
         )
 
-    def _open_desks(self) -> None:
+    def _open_agents(self) -> None:
         for name in self.policy.agents:
-            if name not in self.desks and name not in self._revoked:
-                self.desks[name] = self._open_desk(name)
+            if name not in self.running_agents and name not in self._revoked:
+                self.running_agents[name] = self._open_agent(name)
 
-    def _open_desk(self, name: str) -> Desk:
-        return Desk(name, self.books.view(name), self._make_client)
+    def _open_agent(self, name: str) -> RunningAgent:
+        return RunningAgent(name, self.books.view(name), self._make_client)
 
     def _make_client(self, name: str, store: PaymentStore) -> PayingClient:
         policy = client_policy(self.policy, name)

@@ -117,7 +117,7 @@ def listen_on_socket(
     try:
         _remove_old(path)
         listener.bind(str(path))
-        path.chmod(0o600)  # nobody could connect before: it does not listen yet
+        path.chmod(0o600)  # no user could connect before: it does not listen yet
         if is_others and uid is not None:
             _give_to(path, uid)
         listener.listen(_BACKLOG)

@@ -61,7 +61,7 @@ async def test_a_policy_is_checked_against_files_and_chain(idle: WalletProcess) 
     await refused(good, ConfigError, "chmod 600")
     idle.policy.chmod(0o600)
     async with open_wallet(good) as wallet:
-        assert set(wallet.desks) == set(idle.tokens)
+        assert set(wallet.running_agents) == set(idle.tokens)
         await refused(good, StoreError, "another wallet process")
     assert "private_key=..." in repr(good)
 

@@ -71,7 +71,7 @@ async def test_a_request_is_made_paid_and_answered(wallet: WalletProcess, shop_u
         used = {(one.what, one.scope): one.used for one in await payments.budgets()}
         assert used["spent", "envelope all"] == 250
         with pytest.raises(ChannelUnusableError, match="no channel"):
-            await payments.close("https://nobody.example/")
+            await payments.close("https://unknown.example/")
         with pytest.raises(AgentError, match="no question"):
             await payments.approval("none")
     async with agent(wallet, "miser") as client:
@@ -194,7 +194,7 @@ def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
     found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
     assert {one["name"] for one in found["agents"]} == {"scout", "miser", "far"}
     assert "small" in run(APP, ["wallet", "budgets", *home]).stdout
-    refused = run(APP, ["wallet", "freeze", "agent", "nobody", *home])
+    refused = run(APP, ["wallet", "freeze", "agent", "stranger", *home])
     assert isinstance(refused.exception, ConfigError)
     before = wallet.policy.read_text()
     wallet.policy.write_text(before.replace("allow_loopback_http", "allow_loopback_htpp"))

@@ -50,7 +50,7 @@ def strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def test_a_payment_is_told_and_nothing_secret_is_in_it(
+def test_a_payment_is_recorded_and_nothing_secret_is_in_it(
     wallet: WalletProcess, shop_url: str, pace: Pace
 ) -> None:
     asyncio.run(pay(wallet, shop_url))

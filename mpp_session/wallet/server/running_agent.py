@@ -1,4 +1,4 @@
-"""One agent's place in the wallet: its paying client, and what runs for it."""
+"""One agent in the wallet: its paying client, and what runs for it."""
 
 import asyncio
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from channel.errors import ChannelBusyError, MppSessionError, StoppingError
 from channel.limits import WALLET_FAILURES_MAX, WALLET_REQUESTS_MAX
 from mpp_session.agent.client import PayingClient
 
-__all__ = ["Desk", "MakeClient"]
+__all__ = ["MakeClient", "RunningAgent"]
 
 _Result = TypeVar("_Result")
 
@@ -20,7 +20,7 @@ MakeClient = Callable[[str, PaymentStore], PayingClient]
 """Makes the paying client of an agent, by its name, over its part of the books."""
 
 
-class Desk:
+class RunningAgent:
     """Serves one agent. A new policy takes effect for its client as soon as nothing runs."""
 
     def __init__(self, name: str, store: PaymentStore, make_client: MakeClient) -> None:

@@ -1,4 +1,4 @@
-"""One agent's place is bounded, and ends in order."""
+"""What runs for one agent is bounded, and ends in order."""
 
 import asyncio
 from pathlib import Path
@@ -14,9 +14,9 @@ from channel.errors import ChannelBusyError, StoppingError, StoreError
 from channel.limits import WALLET_FAILURES_MAX, WALLET_REQUESTS_MAX, WALLET_WAIT_S_MAX
 from mpp_session.agent.client import PayingClient, build_client
 from mpp_session.agent.wallet_wire import ApprovalState
-from mpp_session.wallet.server.desk import Desk
 from mpp_session.wallet.server.forwarding import Ended, Forwarder
 from mpp_session.wallet.server.questions import Questions
+from mpp_session.wallet.server.running_agent import RunningAgent
 
 
 def make(_: str, store: PaymentStore) -> PayingClient:
@@ -25,9 +25,9 @@ def make(_: str, store: PaymentStore) -> PayingClient:
     )
 
 
-async def test_a_desk_bounds_what_runs_and_what_it_remembers(tmp_path: Path) -> None:
+async def test_an_agent_is_bounded_in_what_runs_and_what_it_remembers(tmp_path: Path) -> None:
     store = await PaymentStore.open(tmp_path / "w.db")
-    desk = Desk("scout", store.for_agent("scout"), make)
+    agent = RunningAgent("scout", store.for_agent("scout"), make)
     gate = asyncio.Event()
     clients: list[PayingClient] = []
 
@@ -36,39 +36,39 @@ async def test_a_desk_bounds_what_runs_and_what_it_remembers(tmp_path: Path) -> 
         await gate.wait()
         return "done"
 
-    running = [asyncio.create_task(desk.run(wait)) for _ in range(WALLET_REQUESTS_MAX)]
+    tasks = [asyncio.create_task(agent.run(wait)) for _ in range(WALLET_REQUESTS_MAX)]
     await asyncio.sleep(0)
     with pytest.raises(ChannelBusyError, match=str(WALLET_REQUESTS_MAX)):
-        await desk.run(wait)
-    desk.renew()  # not while something runs
-    running.pop().cancel()
+        await agent.run(wait)
+    agent.renew()  # not while something runs
+    tasks.pop().cancel()
     await asyncio.sleep(0.01)
-    more = asyncio.create_task(desk.run(wait))
+    more = asyncio.create_task(agent.run(wait))
     await asyncio.sleep(0)
     assert len(set(map(id, clients))) == 1
     gate.set()
-    assert await asyncio.gather(*running, more) == ["done"] * WALLET_REQUESTS_MAX
-    await desk.run(wait)
+    assert await asyncio.gather(*tasks, more) == ["done"] * WALLET_REQUESTS_MAX
+    await agent.run(wait)
     assert len(set(map(id, clients))) == 2
 
     for number in range(WALLET_FAILURES_MAX + 1):
-        desk.remember(str(number), StoreError(str(number)))
-    assert desk.failure("0") is None
-    assert str(desk.failure("1")) == "1"
+        agent.remember(str(number), StoreError(str(number)))
+    assert agent.failure("0") is None
+    assert str(agent.failure("1")) == "1"
 
     gate.clear()
-    last = asyncio.create_task(desk.run(wait))
+    last = asyncio.create_task(agent.run(wait))
     await asyncio.sleep(0)
-    await desk.end()
+    await agent.end()
     with pytest.raises(StoppingError):
         await last
     with pytest.raises(StoppingError):
-        await desk.run(wait)
+        await agent.run(wait)
     await store.close()
 
 
 class _Asked:
-    """Answers at once, and keeps how long it might have waited."""
+    """Answers without a wait, and keeps how long it might have waited."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -87,7 +87,7 @@ async def test_a_wait_for_an_approval_is_bounded(tmp_path: Path) -> None:
         return []
 
     store = await PaymentStore.open(tmp_path / "w.db")
-    desk = Desk("scout", store.for_agent("scout"), make)
+    agent = RunningAgent("scout", store.for_agent("scout"), make)
     asked = _Asked()
     forwarder = Forwarder(
         allows_loopback=lambda: False, own_ports=(), admit=any_request, note_end=no_end
@@ -102,9 +102,9 @@ async def test_a_wait_for_an_approval_is_bounded(tmp_path: Path) -> None:
             "query_string": f"wait={wait}".encode(),
             "server": ("wallet", 80),
         }
-        answer = await questions.answer(desk, Request(scope))
+        answer = await questions.answer(agent, Request(scope))
         assert answer is not None
         assert b"scout a1" in answer.body
     assert asked.waits == [WALLET_WAIT_S_MAX, WALLET_WAIT_S_MAX, 0, 0, 0, 0]
-    await desk.end()
+    await agent.end()
     await store.close()
