@@ -73,8 +73,8 @@ def command(  # noqa: PLR0913 -- each is a flag
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Wallet process that pays, by an agent's socket: unix:/path/wallet.sock. Programs "
-            "send the token of that agent, and the flags of an account are left out.",
+            help="Wallet process that pays: unix:/path/wallet.sock. Each program then sends the "
+            "token of its agent, and the flags of an account are left out.",
         ),
     ] = None,
     devnet: PayDevnet = None,

@@ -70,6 +70,46 @@ async def test_an_answer_that_is_still_being_made_is_asked_for_under_the_same_ke
     assert books.spent == 10
 
 
+async def test_a_caller_that_stopped_waiting_and_asks_again_pays_once(
+    open_agent: OpenAgent, provider: Provider
+) -> None:
+    """O-12: as a proxy's client does that disconnects; the server may have served it."""
+    agent = await open_agent()
+    await agent.client.get("/joke")  # the channel is there
+    (books,) = provider.books.values()
+    spent, arrived = books.spent, asyncio.Event()
+
+    class Silent(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await provider.handle_async_request(request)
+            arrived.set()
+            await asyncio.Event().wait()  # never an answer
+            raise AssertionError
+
+    transport = PayingTransport(agent.payer, silent := Swapped(Silent()))
+    async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+        left = asyncio.create_task(client.post("/joke", content=b"1"))
+        await arrived.wait()
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        silent.inner = provider
+        assert (await client.post("/joke", content=b"1")).status_code == 200
+        assert books.spent == spent + 10
+        assert (await client.post("/joke", content=b"1")).status_code == 200
+        assert books.spent == spent + 20
+
+
+class Swapped(httpx.AsyncBaseTransport):
+    """Sends through another transport, which a test may replace."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self.inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self.inner.handle_async_request(request)
+
+
 @pytest.mark.parametrize("body", [b"", b"[1]", b'{"model": "m"}'])
 async def test_a_caller_that_repeats_a_lost_request_pays_for_it_once(
     open_agent: OpenAgent, provider: Provider, body: bytes

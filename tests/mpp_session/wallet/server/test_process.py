@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import httpx
 import httpx2
@@ -26,6 +27,8 @@ from mpp_session.agent.sync_client import open_sync_client
 from mpp_session.agent.wallet_socket import WalletPayments
 from mpp_session.cli.app import APP
 from mpp_session.wallet.server.owner_client import ask_owner_door
+from tests.e2e.warm import Forge
+from tests.mpp_session.cli.test_proxy import running
 from tests.mpp_session.wallet.server.process import Pace, WalletProcess
 from tests.waiting import PATIENCE_S, until
 
@@ -244,3 +247,28 @@ async def test_a_stopping_wallet_ends_streams_and_starts_again(
     await asyncio.to_thread(wallet.start)
     async with agent(wallet) as client:
         assert (await client.post(f"{shop_url}/echo", json={})).is_success
+
+
+async def test_a_proxy_pays_through_the_wallet(
+    wallet: WalletProcess, shop_url: str, forge: Forge, tmp_path: Path, pace: Pace
+) -> None:
+    """With no key of its own: the program sends its agent's token, and a stream is not held."""
+    flags = (f"--wallet={wallet.address('scout')}", f"--upstream={shop_url}")
+    async with (
+        running(forge, tmp_path, *flags) as (url, _),
+        httpx.AsyncClient(base_url=url) as client,
+    ):
+        bearer = {"Authorization": f"Bearer {wallet.tokens['scout']}"}
+        answer = await client.post("/echo", json={"a": 1}, headers=bearer)
+        assert json.loads(answer.json()["body"]) == {"a": 1}
+        assert wallet.tokens["scout"] not in answer.text
+        async with client.stream("GET", "/stream", headers=bearer) as stream:
+            lines = stream.aiter_lines()
+            for number in range(2):
+                pace.go.release()
+                assert await anext(lines) == f"data: word {number}"
+                await anext(lines)
+        refused = await client.post("/echo", headers={"x-api-key": "mpp_unknown"})
+        assert refused.status_code == 402
+        assert refused.headers["x-should-retry"] == "false"
+        assert "expected the token" in refused.json()["error"]["message"]
