@@ -264,6 +264,8 @@ REFUSAL_CHARS_MAX: Final = 400
 AUDIT_TEXT_CHARS_MAX: Final = 2048
 AUDIT_REASON_CHARS_MAX: Final = 1024
 AUDIT_ALTERNATIVES_MAX: Final = 16
+# Of one agent. Further ones are counted, and the next record says how many there were.
+AUDIT_REFUSALS_PER_MINUTE_MAX: Final = 120
 
 # A wallet's socket. What an agent, or a program that has its token, can make the wallet use.
 # Of one request of an agent: as much as is kept to be sent again after a 402.

@@ -20,6 +20,7 @@ from channel.client.store.charge import ChargeRecord
 from channel.client.store.record import ChannelRecord
 from channel.errors import AgentError, PolicyRefusedError, StoreError
 from channel.types import Address, ChannelId, ChannelKey
+from mpp_session.wallet.audit.pace import RefusalPace
 from mpp_session.wallet.audit.records import decision_fields, describe_change, voucher_fields
 from mpp_session.wallet.books.asks import (
     ask_of_refused,
@@ -126,6 +127,7 @@ class Desk:
         self._approvals = approvals
         self._watch = watch
         self._seen: dict[str, int] = {}
+        self._pace = RefusalPace()
         self._channels: dict[ChannelKey, Channel] = {}
 
     def agree(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord | None = None) -> None:
@@ -177,8 +179,11 @@ class Desk:
     def refuse(self, db: sqlite3.Connection, refused: RefusedError) -> AgentError:
         """Record a decision against an ask, and return what the agent gets."""
         ask, decision = refused.ask, refused.decision
-        fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
-        self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
+        left_out = self._pace.admit(ask.agent, ask.at)
+        if left_out is not None:
+            fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
+            fields["left_out"] = left_out or None
+            self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
         if decision.action == "ask":
             return self._approvals.request(db, ask, decision, ask.at)
         return PolicyRefusedError(

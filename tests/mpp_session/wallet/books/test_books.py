@@ -18,6 +18,7 @@ from channel.errors import (
     PolicyRefusedError,
     StoreError,
 )
+from channel.limits import AUDIT_REFUSALS_PER_MINUTE_MAX
 from mpp_session.wallet.audit.trail import Trail, read_entries
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.types import Ask, Code, Decision, Purpose, Snapshot, WalletRequest
@@ -518,3 +519,28 @@ async def test_an_agent_buys_until_its_budget_is_spent(
     assert kinds.count("voucher") == 10
     assert kinds.count("receipt") >= 10
     await books.close()
+
+
+async def test_an_agent_in_a_loop_does_not_fill_the_disk_with_refusals(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Beyond the bound refusals are counted, and the next record says how many there were."""
+    books = await open_books(tmp_path / "wallet.db", POLICY, now=clock, trail=Trail())
+    ann, bob = books.view("ann"), books.view("bob")
+    for _ in range(AUDIT_REFUSALS_PER_MINUTE_MAX + 3):
+        await refusal_of(deposit(ann, 1, 1_001))
+    await refusal_of(deposit(bob, 2, 1_001))
+    clock.now += 60
+    await refusal_of(deposit(ann, 1, 1_001))
+
+    def read(db: sqlite3.Connection) -> list[tuple[str, object]]:
+        found = [entry for entry in read_entries(db) if entry.kind == "decision"]
+        return [(entry.agent, entry.fields.get("left_out")) for entry in found]
+
+    records = await books.store.transact(read)
+    await books.close()
+    assert records == [
+        *[("ann", None)] * AUDIT_REFUSALS_PER_MINUTE_MAX,
+        ("bob", None),
+        ("ann", 3),
+    ]
