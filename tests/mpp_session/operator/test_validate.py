@@ -1,7 +1,7 @@
 """Each check from outside finds the one fault of a server that has it, and nothing else."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from channel.errors import WireError
 from channel.limits import AUTHORIZATION_BYTES_MAX, CHECKED_ANSWER_BYTES_MAX
+from channel.types import Address
 from channel.wire.challenge import Challenge, format_challenge
 from channel.wire.encoding import (
     canonical_json,
@@ -28,7 +29,7 @@ from tests.mpp_session.serving import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ADDRESS = format_checksum_address(bytes(range(20)))  # type: ignore[arg-type]
+ADDRESS = format_checksum_address(Address(bytes(range(20))))
 REQUEST: dict[str, Any] = {
     "amount": "10",
     "currency": ADDRESS,
@@ -132,10 +133,11 @@ class Shop:
             lines.append(format_challenge(challenge))
         return lines
 
-    def publish(self, amount: str | None = "10", **changes: Any) -> None:
+    def publish(self, amount: str | None, changes: Mapping[str, Any] | None = None) -> None:
         """Serve a discovery document of what is sold."""
         offer = {"method": "evm", "intent": "session", "amount": amount, "currency": ADDRESS}
-        operation = {"x-payment-info": {"offers": [offer]}, "responses": {"402": {}}} | changes
+        operation = {"x-payment-info": {"offers": [offer]}, "responses": {"402": {}}}
+        operation |= changes or {}
         document = {"openapi": "3.1.0", "paths": {"/{name}": {"get": operation}}}
         self.served["/openapi.json"] = Response(msgspec.json.encode(document))
 
@@ -205,12 +207,12 @@ FAULTS: list[tuple[str, str, Callable[[Shop], Any]]] = [
     (
         "Accept-Payment",
         "takes evm charge alone",
-        lambda s: (setattr(s, "intents", ["session", "charge"]), setattr(s, "obeys", False)),
+        lambda s: vars(s).update(intents=["session", "charge"], obeys=False),
     ),
     ("x402", "cannot be read", lambda s: s.headers.update({"PAYMENT-REQUIRED": "e30"})),
     ("openapi", "does not offer", lambda s: s.publish("11")),
-    ("openapi", "no x-payment-info", lambda s: s.publish(**{"x-payment-info": {"offers": 1}})),
-    ("openapi", "no response 402", lambda s: s.publish(responses=None)),
+    ("openapi", "no x-payment-info", lambda s: s.publish("10", {"x-payment-info": {"offers": 1}})),
+    ("openapi", "no response 402", lambda s: s.publish("10", {"responses": None})),
     (
         "openapi",
         "cannot be read",
