@@ -27,7 +27,7 @@ Kind = Literal["chat", "batch", "swarm"]
 KINDS: Final[tuple[Kind, ...]] = ("chat", "batch", "swarm")
 WEEKEND: Final = 5
 LATE, TRIES = 0.05, 0.07
-"""Chances of a day: somebody works late, or tries a new service."""
+"""Chances of a day: a person works late, or tries a new service."""
 NO_NIGHT, AGAIN = 0.04, 0.03
 """Chances of a night: the batch does not run, or a part of it runs again by day."""
 EXPLORES, KEEPS = 0.25, 0.3
@@ -81,7 +81,7 @@ class World:
         """Honest ones: when, and by which factor."""
 
     def with_attacker(self, name: str) -> "World":
-        """Return a copy in which somebody else acts, by chances of their own."""
+        """Return a copy in which another user acts, by chances of its own."""
         other = copy(self)
         other.chance = random.Random(f"{self.kind} {self.seed} {name}")  # noqa: S311 -- no secret
         other.left = dict(self.left)
@@ -160,10 +160,10 @@ class World:
         for hour in range(7, 19):
             rate = 8 * busy * math.sin(math.pi * (hour - 6) / 14)
             yield from self._spread(start + hour * HOUR_S, HOUR_S, _poisson(chance, rate))
-        if chance.random() < LATE:  # somebody works late
+        if chance.random() < LATE:  # a person works late
             late = start + chance.choice((20, 21, 22)) * HOUR_S
             yield from self._spread(late, 1.5 * HOUR_S, 10)
-        if chance.random() < TRIES:  # somebody tries a new service
+        if chance.random() < TRIES:  # a person tries a new service
             fresh = self.newcomer()
             for _ in range(chance.randint(1, 6)):
                 yield start + chance.uniform(8, 18) * HOUR_S, fresh, b""
@@ -330,7 +330,7 @@ def _drip(world: World, start: float, usual_day: float) -> Iterator[Event]:
 
 
 def _stolen(world: World, start: float, usual_day: float) -> Iterator[Event]:
-    """Somebody else uses the agent's token, some hours a day, and a new origin as well."""
+    """A thief uses the agent's token, some hours a day, and a new origin as well."""
     chance, fresh = world.chance, world.newcomer()
     for day in range(DAYS["stolen"]):
         begin = start + day * DAY_S + chance.uniform(0, 2) * HOUR_S

@@ -62,9 +62,8 @@ async def _ask(client: PayingClient, url: str, prompt: str) -> None:
             return await _ask_now(client, url, prompt)
         except ApprovalPendingError as error:
             _tell(Held(error.approval_id, error.reason))
-            payments = client.payments
-            assert isinstance(payments, WalletPayments)  # noqa: S101 -- a client of a wallet
-            await payments.wait_for(error.approval_id)
+            if isinstance(client.payments, WalletPayments):  # as of each client of a wallet
+                await client.payments.wait_for(error.approval_id)
 
 
 async def _ask_now(client: PayingClient, url: str, prompt: str) -> None:

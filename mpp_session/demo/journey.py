@@ -28,7 +28,7 @@ __all__ = ["AnswerScreen", "Screen", "run_demo"]
 INPUT_PRICE: Final = "0.10"
 OUTPUT_PRICE: Final = "0.40"
 """For a million tokens each, in whole tokens of the demo's dollar."""
-_LINE_BYTES_MAX: Final = 2**20
+_LINE_BYTES: Final = 2**20
 _CHECKED: Final = r"(\d+) voucher signatures checked"
 
 
@@ -163,7 +163,7 @@ class _Owner:
         command = [sys.executable, "-m", "mpp_session.demo.agent"]
         arguments = [self._wallet.address, str(self._wallet.token_file), gateway.found[1]]
         process = await asyncio.create_subprocess_exec(
-            *command, *arguments, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES_MAX
+            *command, *arguments, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES
         )
         try:
             async for line in _lines_of(process):
@@ -195,7 +195,8 @@ class _Owner:
                 self._show(event)
 
     def _show(self, event: Piece | Answered) -> None:
-        assert self._shown is not None  # noqa: S101 -- the agent asked before
+        if self._shown is None:
+            raise CommandError("the agent shows an answer to no question")
         if isinstance(event, Piece):
             paid = self._tariff.cost({"output_token": event.tokens})
             self._shown.token(event.text, event.tokens, paid)
@@ -207,8 +208,7 @@ class _Owner:
 
 
 async def _lines_of(process: asyncio.subprocess.Process) -> AsyncIterator[bytes]:
-    assert process.stdout is not None  # noqa: S101 -- it was started with a pipe
-    while line := await process.stdout.readline():
+    while process.stdout is not None and (line := await process.stdout.readline()):
         yield line
     await process.wait()
 

@@ -22,10 +22,10 @@ from mpp_session.wallet.server.opening import BOOKS
 from mpp_session.wallet.server.owner_client import ask_owner_door
 from settlement.dev.devnet import DevnetValues
 
-__all__ = ["AGENT", "REQUEST_MAX", "Wallet", "read_trail", "run_wallet"]
+__all__ = ["AGENT", "REQUEST_CAP", "Wallet", "read_trail", "run_wallet"]
 
 AGENT: Final = "scout"
-REQUEST_MAX: Final = "0.001"
+REQUEST_CAP: Final = "0.001"
 """The most that one request of the agent may cost, in whole tokens of the demo's dollar."""
 APPROVAL_ABOVE: Final = "0.005"
 """Deposits above this wait for the owner."""
@@ -99,7 +99,7 @@ async def run_wallet(
         origin=origin,
         input=input_price,
         output=output_price,
-        request_max=REQUEST_MAX,
+        request_max=REQUEST_CAP,
         above=APPROVAL_ABOVE,
     )
     home, token_file = folder / "wallet", folder / "agent.token"
@@ -122,8 +122,8 @@ def read_trail(home: Path, channel_id: bytes) -> Trail:
         report = verify_files(db, home / "trail.checkpoints", key)
         with Index.open(db, None) as index:
             steps = tell(index, f"0x{channel_id.hex()}")
-    told = tuple(TrailStep(step.seq, step.kind, step.text) for step in steps)
-    return Trail(told, str(report), report.is_good)
+    story = tuple(TrailStep(step.seq, step.kind, step.text) for step in steps)
+    return Trail(story, str(report), report.is_good)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -383,7 +383,7 @@ async def _refuses(server: _Server, headers: Sequence[tuple[str, str]], what: st
 
 
 def _credential(challenge: Challenge, field: str = "") -> tuple[str, str]:
-    """Return a header with a well-formed credential that nobody signed."""
+    """Return a header with a well-formed credential without a valid signature."""
     payload = {
         "action": "voucher",
         "channelId": f"0x{secrets.token_hex(32)}",
@@ -449,7 +449,7 @@ async def _twice(server: _Server) -> str:
 
 async def _preference(server: _Server) -> str:
     offer = server.offer
-    for value in (f"{offer.method}/{offer.intent}", "nobody/nothing", ";;;"):
+    for value in (f"{offer.method}/{offer.intent}", "unknown/nothing", ";;;"):
         answer = await server.ask({"Accept-Payment": value})
         if answer.status_code != _REQUIRED:
             raise _FaultError(

@@ -33,8 +33,8 @@ from mpp_session.wallet.audit.trail import Trail, trail_id
 __all__ = [
     "EVERY_RECORDS",
     "EVERY_S",
+    "CheckpointWriter",
     "Checkpoints",
-    "Keeper",
     "Transact",
 ]
 
@@ -217,7 +217,7 @@ class Checkpoints:
         )
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes checkpoints as long as a wallet runs, and the last one when it stops."""
 
     def __init__(self, transact: Transact, trail: Trail, checkpoints: Checkpoints) -> None:

@@ -81,7 +81,7 @@ _LAST: Final = "SELECT seq, hash FROM trail ORDER BY seq DESC LIMIT 1"
 _ADD: Final = "INSERT INTO trail (seq, record, hash) VALUES (?, ?, ?)"
 _KIND: Final = re.compile("[a-z][a-z_]{0,31}")
 _END_OF_TIME_MS: Final = 253_402_300_800_000
-"""The year 10000, which no calendar of ours writes."""
+"""The year 10000, which no clock here reaches."""
 _UNREADABLE: Final = (msgspec.MsgspecError, ValueError, KeyError, TypeError, RecursionError)
 _OWN: Final = frozenset({"v", "seq", "at", "prev", "kind", "agent", "hash"})
 

@@ -232,7 +232,7 @@ class _Answer:
         await self._begin(response.status_code, headers)
 
     async def send(self, piece: bytes) -> None:
-        """Send a piece of the body at once."""
+        """Send a piece of the body without a delay."""
         if self._method != "HEAD":
             message = {"type": "http.response.body", "body": piece, "more_body": True}
             await self._send(message)

@@ -13,7 +13,7 @@ from channel.errors import ConfigError
 from channel.verify.typed_data import keccak
 from mpp_session.wallet.approvals.rules import rules_of
 from mpp_session.wallet.approvals.store import Approvals
-from mpp_session.wallet.audit.checkpoints import Keeper
+from mpp_session.wallet.audit.checkpoints import CheckpointWriter
 from mpp_session.wallet.audit.trail import Trail
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, counters_for, decide, load_policy
@@ -84,21 +84,21 @@ async def open_wallet(settings: WalletSettings) -> AsyncIterator[RunningWallet]:
             watch=watch,
         )
         opened.push_async_callback(books.close)
-        keeper = await Keeper.open(
+        writer = await CheckpointWriter.open(
             books.store.transact,
             trail,
             settings.checkpoints or settings.home / CHECKPOINTS,
             secret=settings.private_key,
             key_path=settings.home / PUBLIC_KEY,
         )
-        opened.push_async_callback(keeper.close)
+        opened.push_async_callback(writer.close)
         wallet = RunningWallet(
             policy,
             policy_path=settings.policy,
             books=books,
             approvals=approvals,
             watch=watch,
-            checkpoints=keeper,
+            checkpoints=writer,
             chains=chains,
             keys=settings.keys,
         )

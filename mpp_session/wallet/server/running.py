@@ -20,7 +20,7 @@ from mpp_session.agent.client import PayingClient, build_client
 from mpp_session.agent.wallet_wire import BudgetLeft
 from mpp_session.wallet.approvals.rules import rules_of
 from mpp_session.wallet.approvals.store import Approvals
-from mpp_session.wallet.audit.checkpoints import Keeper
+from mpp_session.wallet.audit.checkpoints import CheckpointWriter
 from mpp_session.wallet.books.asks import reach_ask
 from mpp_session.wallet.books.books import WalletBooks
 from mpp_session.wallet.policy import WalletPolicy, client_policy, load_policy, refuse_reach
@@ -58,7 +58,7 @@ class RunningWallet:
         books: WalletBooks,
         approvals: Approvals,
         watch: Watch,
-        checkpoints: Keeper,
+        checkpoints: CheckpointWriter,
         chains: Mapping[int, PayerAccount],
         keys: VoucherKeys | None,
     ) -> None:

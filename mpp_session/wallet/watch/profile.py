@@ -1,8 +1,8 @@
 """What is normal for an agent, or for an agent at one origin: statistics of fixed size (pure).
 
-A profile learns from what is allowed. What was unusual and that nobody agreed to, is learned slowly
+A profile learns from what is allowed. What was unusual, and was not agreed to, is learned slowly
 (a cut value a day), so that a lasting change is taken over after weeks, and a day of an attack
-teaches next to nothing. What a person agreed to is normal at once.
+teaches next to nothing. What a person agreed to is normal from then on.
 """
 
 import math
@@ -47,7 +47,7 @@ midst."""
 EXCESS_DEVIATIONS: Final = 3.0
 """Excess above so many standard deviations of a day's spend is unusual."""
 EXCESS_DAYS: Final = 21
-"""After so many days of it, one after the other, it is what is usual, although nobody agreed."""
+"""After so many days of it, one after the other, it is what is usual, although no person agreed."""
 _SIZES: Final = {"amounts": 48, "gaps": 32, "deposits": 16, "peaks": 48, "days": 28, "fresh": 28}
 _SLOT: Final = struct.Struct(f"<{SLOTS}d{SLOTS}B")
 
@@ -183,7 +183,7 @@ class Profile:
             seen: It. Observations come in the order of their times, more or less.
             is_fresh: Whether the agent is new at the origin.
             is_free: Whether it warms up: then everything is normal.
-            is_unusual: Whether there was a finding that nobody agreed to.
+            is_unusual: Whether there was a finding that no person agreed to.
         """
         at = max(seen.at, self.last_at)
         self._roll(int(at // HOUR_S))

@@ -107,7 +107,7 @@ class Sample:
         self._push(log)
 
     def add_unusual(self, value: float, at: float) -> None:
-        """Learn an unusual value that nobody agreed to: cut to the highest, and one in a day."""
+        """Learn an unusual value that no person agreed to: cut to the highest, and one in a day."""
         if not self._logs:
             self.add(value, at)
             return

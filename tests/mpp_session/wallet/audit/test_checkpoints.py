@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from channel.errors import StoreError
-from mpp_session.wallet.audit.checkpoints import Checkpoints, Keeper
+from mpp_session.wallet.audit.checkpoints import Checkpoints, CheckpointWriter
 from mpp_session.wallet.audit.notes import Checkpoint, PublicKey, split_notes
 from mpp_session.wallet.audit.trail import SCHEMA, Trail, open_trail
 from mpp_session.wallet.audit.verify import Report, verify_files
@@ -92,8 +92,8 @@ async def sizes_when(path: Path, is_so: Callable[[list[int]], bool]) -> list[int
 
 
 @pytest.fixture
-async def keeper(books: Books, path: Path) -> AsyncIterator[Keeper]:
-    opened = await Keeper.open(
+async def writer(books: Books, path: Path) -> AsyncIterator[CheckpointWriter]:
+    opened = await CheckpointWriter.open(
         books.transact, books.trail, path, secret=SECRET, key_path=path.with_suffix(".pub")
     )
     yield opened
@@ -109,28 +109,28 @@ async def stop(keeping: "asyncio.Task[None]") -> None:
 async def test_time_brings_checkpoints_and_the_end_brings_the_last(
     books: Books, path: Path
 ) -> None:
-    keeper = await Keeper.open(
+    writer = await CheckpointWriter.open(
         books.transact, books.trail, path, secret=SECRET, key_path=path.with_suffix(".pub")
     )
-    keeping = asyncio.create_task(keeper.keep(every_s=0.02))
+    keeping = asyncio.create_task(writer.keep(every_s=0.02))
     await books.write(3)
     found = await sizes_when(path, lambda found: bool(found) and found[-1] >= 4)
     await asyncio.sleep(0.1)
     assert await asyncio.to_thread(sizes, path) == found, "its own record brings no further one"
     await stop(keeping)
     await books.write(2)
-    await keeper.close()
-    report = await asyncio.to_thread(books.report, path, keeper.public_key)
+    await writer.close()
+    report = await asyncio.to_thread(books.report, path, writer.public_key)
     assert report.is_good, report
     assert report.covered == report.records - 1
     written = await asyncio.to_thread(path.with_suffix(".pub").read_text)
-    assert PublicKey.parse(written) == keeper.public_key
+    assert PublicKey.parse(written) == writer.public_key
 
 
 async def test_many_records_do_not_wait_for_the_time(
-    books: Books, path: Path, keeper: Keeper
+    books: Books, path: Path, writer: CheckpointWriter
 ) -> None:
-    keeping = asyncio.create_task(keeper.keep(every_records=5, every_s=500))
+    keeping = asyncio.create_task(writer.keep(every_records=5, every_s=500))
     await asyncio.sleep(0)
     await books.write(6)
     assert await sizes_when(path, bool) == [7]
@@ -138,7 +138,7 @@ async def test_many_records_do_not_wait_for_the_time(
 
 
 async def test_a_cancelled_checkpoint_and_the_next_one_do_not_overlap(
-    books: Books, path: Path, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    books: Books, path: Path, writer: CheckpointWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await books.write(2)
     written, loop, write = asyncio.Event(), asyncio.get_running_loop(), Checkpoints.write
@@ -149,13 +149,13 @@ async def test_a_cancelled_checkpoint_and_the_next_one_do_not_overlap(
         write(checkpoints, checkpoint)
 
     monkeypatch.setattr(Checkpoints, "write", write_later)
-    first = asyncio.create_task(keeper.take())
+    first = asyncio.create_task(writer.take())
     await written.wait()
     first.cancel()
     await books.write(1)
-    await keeper.take()
+    await writer.take()
     await asyncio.gather(first, return_exceptions=True)
-    report = await asyncio.to_thread(books.report, path, keeper.public_key)
+    report = await asyncio.to_thread(books.report, path, writer.public_key)
     assert report.is_good, report
     assert report.covered == 4
 
@@ -165,7 +165,9 @@ async def test_another_public_key_beside_the_database_is_refused(books: Books, p
     await asyncio.to_thread(key_path.write_text, "another\n")
     for place, said in ((key_path, "another public key"), (path.parent, "cannot be used")):
         with pytest.raises(StoreError, match=said):
-            await Keeper.open(books.transact, books.trail, path, secret=SECRET, key_path=place)
+            await CheckpointWriter.open(
+                books.transact, books.trail, path, secret=SECRET, key_path=place
+            )
 
 
 def test_a_second_start_goes_on_where_the_first_ended(books: Books, path: Path) -> None:

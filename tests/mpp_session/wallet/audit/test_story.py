@@ -1,4 +1,4 @@
-"""A payment is found by words and by each identifier it left, and told from end to end."""
+"""A payment is found by words and by each identifier it left, and shown from end to end."""
 
 import sqlite3
 from collections.abc import Iterator

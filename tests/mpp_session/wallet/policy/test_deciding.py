@@ -259,7 +259,7 @@ def test_a_path_is_as_long_as_servers_take() -> None:
         ("https://*.example", "https://example:443", False),
         ("https://*.example", "https://evil.com/.example:443", False),
         ("https://*.example", "https://evil.com/.example", False),
-        ("https://*.example", "https://me@evil.com#.example", False),
+        ("https://*.example", "https://me@evil.example.com#.example", False),
         ("https://*.example", "https://evil.com:443@a.example", False),
         ("https://*.example", "https://evil.com?.example", False),
         ("https://*.example", "https://evil.com:1.example", False),
