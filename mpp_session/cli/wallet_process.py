@@ -212,7 +212,12 @@ def unfreeze(scope: Scope, *, home: Home, reason: Reason = "", as_json: AsJson =
     \b
     mpp-session wallet unfreeze agent scout --home wallet
     """  # noqa: D301
-    _order(home, "unfreeze", scope, reason, "no longer frozen", as_json=as_json)
+    found = _ask(home, "POST", "/unfreeze", {"scope": " ".join(scope), "reason": reason})
+    if as_json:
+        print_json(found)
+    else:
+        done = "no longer frozen" if found["was_frozen"] else "was not frozen"
+        say(f"{' '.join(scope)}: {done}")
 
 
 @APP.command()

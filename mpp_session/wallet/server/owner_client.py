@@ -32,7 +32,10 @@ def ask_owner_door(home: Path, method: str, path: str, body: object = None) -> A
             f"the owner's token {home / OWNER_TOKEN} cannot be read: {reason}; name the wallet's "
             "directory with --home, and run this as the wallet's user"
         ) from None
-    transport = httpx.HTTPTransport(uds=str(home / OWNER_SOCKET))
+    place = home / OWNER_SOCKET
+    if not place.exists():
+        raise _absent(place, "there is no such socket")
+    transport = httpx.HTTPTransport(uds=str(place))
     with httpx.Client(transport=transport, timeout=_TIMEOUT_S) as client:
         request = client.build_request(
             method,
@@ -43,10 +46,13 @@ def ask_owner_door(home: Path, method: str, path: str, body: object = None) -> A
         try:
             answer = client.send(request)
         except httpx.TransportError as error:
-            raise CommandError(
-                f"no wallet answers at {home / OWNER_SOCKET} ({error}): start it with "
-                "`mpp-session wallet run`"
-            ) from error
+            raise _absent(place, str(error)) from error
     if FAILURE in answer.headers:
         raise read_failure(answer.content, request)
     return msgspec.json.decode(answer.content)
+
+
+def _absent(place: Path, why: str) -> CommandError:
+    return CommandError(
+        f"no wallet answers at {place} ({why}): start it with `mpp-session wallet run`"
+    )

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from contextlib import AbstractAsyncContextManager
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -228,6 +230,34 @@ def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
     assert made["token"].startswith("mpp_")
     assert made["token"] not in made["policy"]
     assert '[agent."new.one"]' in made["policy"]
+
+
+def test_orders_are_shown_to_people_and_programs(wallet: WalletProcess, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    home = ["--home", str(wallet.home)]
+    order = run(APP, ["wallet", "freeze", "origin", "https://a.example", "--json", *home])
+    assert json.loads(order.stdout)["scope"] == "origin https://a.example"
+    shown = run(APP, ["wallet", "status", *home]).stdout
+    assert "origin https://a.example:443" in shown
+    assert re.search(r"(?m)scout .*active", shown)
+    again = ["wallet", "unfreeze", "origin", "https://a.example", *home]
+    assert "no longer frozen" in run(APP, again).stdout
+    assert "was not frozen" in run(APP, again).stdout
+    assert json.loads(run(APP, ["wallet", "reload", "--json", *home]).stdout)["revision"]
+    assert {
+        one["token"] for one in json.loads(run(APP, ["wallet", "budgets", "--json", *home]).stdout)
+    }
+    assert json.loads(run(APP, ["wallet", "close", "--json", *home]).stdout) == []
+    made = run(APP, ["wallet", "agent-add", "new", "--envelope", "all"]).stdout
+    (token,) = re.findall(r"(?m)^mpp_\S+$", made)
+    assert f"sha256:{sha256(token.encode()).hexdigest()}" in made
+    assert "expected a name" in str(run(APP, ["wallet", "agent-add", "a b"]).exception)
+    nowhere = run(APP, ["wallet", "status", "--home", str(tmp_path)])
+    assert "owner's token" in str(nowhere.exception)
+    (tmp_path / "owner.token").write_text("t" * 40)
+    assert "no wallet answers" in str(
+        run(APP, ["wallet", "status", "--home", str(tmp_path)]).exception
+    )
 
 
 async def test_a_stopping_wallet_ends_streams_and_starts_again(
