@@ -84,7 +84,7 @@ def explain(  # noqa: PLR0913 -- each is a flag
 ) -> None:
     """Say what the policy decides about a payment, and why.
 
-    The books are empty: nothing is spent, and no payee was ever paid. It lists the rules that match,
+    The books are empty: nothing is spent, and no payee was ever paid. It lists rules that match,
     each cap with what is left of it, and the decision.
 
     \b
