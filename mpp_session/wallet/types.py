@@ -33,6 +33,7 @@ class Code(StrEnum):
     AGENT_UNKNOWN = "agent_unknown"
     AGENT_REVOKED = "agent_revoked"
     AGENT_EXPIRED = "agent_expired"
+    TASK_NOT_ALLOWED = "task_not_allowed"
     NO_RULE = "no_rule"
     RULE_DENIED = "rule_denied"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"

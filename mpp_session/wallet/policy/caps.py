@@ -23,6 +23,7 @@ from mpp_session.wallet.types import Ask, Code, Counter, Snapshot
 __all__ = ["Check", "PriceCheck", "envelope_checks", "price_checks", "rule_checks"]
 
 _TASK_CHARS: Final = 128
+_DIGEST: Final = "sha256:"
 _STEP_UNITS: Final = Policy(limits=()).voucher_step
 _REQUEST: Final = "request"
 
@@ -310,8 +311,8 @@ def _scope(rule: Rule, by: By, facts: Facts) -> str:
 
 
 def _task(ask: Ask) -> str:
-    """Return a task's name; its digest where it is long or not printable."""
+    """Return a task's name; its digest where it is long, not printable, or looks like a digest."""
     task = ask.purpose.task
-    if task.isprintable() and len(task) <= _TASK_CHARS:
+    if task.isprintable() and len(task) <= _TASK_CHARS and not task.startswith(_DIGEST):
         return task
-    return "sha256:" + hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()
+    return _DIGEST + hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()

@@ -75,6 +75,8 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None
     envelopes: tuple[str, ...]
     expires: float
+    tasks: tuple[str, ...] | None
+    """Patterns of the tasks that it may name; None for every one that is not another agent's."""
     may_approve: tuple[str, ...]
     approve_max: Mapping[str, int]
     """By alias; a token without an entry cannot be approved."""
@@ -208,6 +210,8 @@ class WalletPolicy(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Mapping[str, Token]
     envelopes: Mapping[str, Envelope]
     agents: Mapping[str, Agent]
+    tasks: tuple[str, ...]
+    """The patterns of all agents' tasks, each once."""
     rules: tuple[Rule, ...]
     """By name."""
     approval: Approval

@@ -95,6 +95,7 @@ def compile_policy(file: PolicyFile) -> compiled.WalletPolicy:
         tokens=tokens,
         envelopes=envelopes,
         agents=agents,
+        tasks=tuple(dict.fromkeys(task for agent in agents.values() for task in agent.tasks or ())),
         rules=tuple(sorted(rules, key=lambda rule: rule.name)),
         approval=_approval(file, tokens),
         breaker=_breaker(file),
@@ -289,6 +290,7 @@ def _agent(name: str, table: AgentTable, file: PolicyFile, tokens: Tokens) -> co
         uid=table.uid,
         envelopes=table.envelopes,
         expires=table.expires.timestamp(),
+        tasks=table.tasks,
         may_approve=table.may_approve,
         approve_max=_amounts(f"{path}.approve_max", table.approve_max, tokens),
     )

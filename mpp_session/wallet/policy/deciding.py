@@ -1,10 +1,10 @@
 """Decides about one ask: a pure function of policy, ask and snapshot that never raises.
 
-The order: freeze; the agent known, not revoked, not expired; what no rule could allow; rules that
-deny; a rule that allows; hard caps of every rule that matches and every envelope up to the roots;
-breaker; what people are asked about; allowed. Hard caps come before people, since nobody should be
-asked for what an approval cannot permit. Deny beats ask, ask beats allow, and the order of the
-rules is of no account.
+The order: freeze; the agent known, not revoked, not expired, and its task its own to name; what no
+rule could allow; rules that deny; a rule that allows; hard caps of every rule that matches and
+every envelope up to the roots; breaker; what people are asked about; allowed. Hard caps come before
+people, since nobody should be asked for what an approval cannot permit. Deny beats ask, ask beats
+allow, and the order of the rules is of no account.
 """
 
 import math
@@ -21,7 +21,7 @@ from mpp_session.wallet.policy.caps import (
     price_checks,
     rule_checks,
 )
-from mpp_session.wallet.policy.compiled import Rule, WalletPolicy
+from mpp_session.wallet.policy.compiled import Agent, Rule, WalletPolicy
 from mpp_session.wallet.policy.matching import (
     Facts,
     Miss,
@@ -33,7 +33,7 @@ from mpp_session.wallet.policy.matching import (
     read_facts,
     shown,
 )
-from mpp_session.wallet.policy.patterns import normalise_origin
+from mpp_session.wallet.policy.patterns import matches, normalise_origin
 from mpp_session.wallet.policy.times import describe_time
 from mpp_session.wallet.types import Ask, Code, Counter, Decision, Snapshot
 
@@ -200,7 +200,33 @@ def refuse_agent(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Refusal 
             f"{describe_time(ask.at)}; extend {field}.expires"
         )
         return Refusal(code=Code.AGENT_EXPIRED, field=f"{field}.expires", reason=reason)
-    return None
+    return _refuse_task(policy, agent, ask.purpose.task)
+
+
+def _refuse_task(policy: WalletPolicy, agent: Agent, task: str) -> Refusal | None:
+    """Refuse a task that is another agent's: rules and budgets by task would take its word.
+
+    A request without a task names no agent's task, so it is not refused.
+    """
+    if not task:
+        return None
+    field = f"agent.{agent.name}.tasks"
+    if agent.tasks is not None:
+        if any(matches(pattern, task) for pattern in agent.tasks):
+            return None
+        allowed = f"it may name {', '.join(agent.tasks[:_NAMED])}"
+        if len(agent.tasks) > _NAMED:
+            allowed += f" and {len(agent.tasks) - _NAMED} more"
+    elif any(matches(pattern, task) for pattern in policy.tasks):
+        allowed = "the task is one of another agent's `tasks`"
+    else:
+        return None
+    return Refusal(
+        code=Code.TASK_NOT_ALLOWED,
+        field=field,
+        reason=f"agent {agent.name} names the task {shown(task)}, and {allowed}; name another "
+        f"task, or add this one to {field}",
+    )
 
 
 def _frozen(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> str | None:

@@ -50,6 +50,10 @@ def _changes(old: WalletPolicy, new: WalletPolicy) -> Iterator[Difference]:
     yield from _named("token", old.tokens, new.tokens, _token_changes, added="looser")
     yield from _named("envelope", old.envelopes, new.envelopes, _envelopes(old, new), added="other")
     yield from _named("agent", old.agents, new.agents, _agent_changes(new), added="looser")
+    freed = [task for task in old.tasks if task not in new.tasks]
+    if freed:
+        text = f"agents without `tasks` may now name {_listed(freed)}"
+        yield Difference("looser", "agent tasks", text)
     yield from _rule_changes(old, new)
     yield from _approval_changes(old, new)
     yield from _breaker_changes(old, new)
@@ -199,6 +203,7 @@ def _agent_changes(new: WalletPolicy) -> Callable[[str, Agent, Agent], Iterator[
             texts = f"{_listed(before.envelopes)} -> {_listed(after.envelopes)}"
             yield Difference("looser", f"{field}.envelopes", texts)
         yield from _number(f"{field}.expires", before.expires, after.expires, describe_time)
+        yield from _members(f"{field}.tasks", before.tasks, after.tasks)
         yield from _members(f"{field}.may_approve", before.may_approve, after.may_approve)
         for alias in sorted({*before.approve_max, *after.approve_max}):
             show = _shower(new, alias)

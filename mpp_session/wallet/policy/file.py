@@ -112,6 +112,16 @@ class AgentTable(Table, frozen=True, kw_only=True):
     envelopes: tuple[Name, ...]
     expires: Instant
     uid: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    tasks: (
+        Annotated[
+            tuple[Text, ...],
+            Meta(
+                description="The tasks that this agent may name, with `*`. An agent whose own "
+                "`tasks` matches none of them may not."
+            ),
+        ]
+        | None
+    ) = None
     may_approve: tuple[Name, ...] = ()
     approve_max: OneOrMore | None = None
 

@@ -1,5 +1,6 @@
 """One decision at a time: the order, the codes, and every cap at its edge."""
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -191,9 +192,10 @@ def test_amounts_of_two_tokens_never_share_a_sum() -> None:
 def test_a_task_has_a_sum_of_its_own_and_no_text_can_take_another() -> None:
     envelopes = {"research": {"amount": "200 usdc", "window": "task"}}
     of = policy(allow(), envelope=envelopes)
+    digest = f"sha256:{sha256(b'a' * 129).hexdigest()}"
     found = {
         task: scopes(counters_for(of, ask(purpose=Purpose(task=task))))
-        for task in ("t1", "t2", "", "x" * 129, "a\nb", "\ud800")
+        for task in ("t1", "t2", "", "a" * 129, digest, "a\nb", "\ud800")
     }
     assert found["t1"] == {"spent envelope research task t1 usdc None"}
     assert len(set(map(frozenset, found.values()))) == len(found)
@@ -306,6 +308,36 @@ def test_an_agent_must_be_known_alive_and_within_its_time() -> None:
     assert decide(of, ask(agent="old", at=end - 1), NOTHING).action == "allow"
     for at in (end, float("nan"), float("inf"), -1.0):
         assert decide(of, ask(agent="old", at=at), NOTHING).code == Code.AGENT_EXPIRED
+
+
+def test_an_agent_names_its_own_tasks_and_no_other_agent_s() -> None:
+    """A budget for each task, and a rule by task, would stand on the word of any agent."""
+    agents = {
+        "research-3": agent(),
+        "news": agent("news", tasks=["news-*", "shared", "a", "b"]),
+        "desk": agent("desk", tasks=["shared"]),
+    }
+    of = policy(allow(match={"task": ["*"]}), agent=agents)
+    allowed = {
+        name: [
+            task
+            for task in ("news-1", "shared", "free", "")
+            if decide(of, ask(agent=name, purpose=Purpose(task=task)), NOTHING).action == "allow"
+        ]
+        for name in agents
+    }
+    assert allowed == {
+        "research-3": ["free", ""],
+        "news": ["news-1", "shared", ""],
+        "desk": ["shared", ""],
+    }
+    for name in ("research-3", "desk"):
+        one = ask(agent=name, purpose=Purpose(task="news-1"))
+        refused = decide(of, one, Snapshot(approved=10**9))
+        assert (refused.code, refused.field) == (Code.TASK_NOT_ALLOWED, f"agent.{name}.tasks")
+        assert refused.field in refused.reason
+    frozen = Snapshot(frozen=frozenset({"agent desk"}))
+    assert decide(of, one, frozen).code == Code.FROZEN
 
 
 def test_a_revoked_rule_allows_nothing_and_its_caps_stay() -> None:

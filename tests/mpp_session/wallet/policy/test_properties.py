@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +22,7 @@ from mpp_session.wallet.policy.compiling import compile_policy
 from mpp_session.wallet.policy.diffing import diff
 from mpp_session.wallet.policy.explaining import explain
 from mpp_session.wallet.policy.file import PolicyFile
+from mpp_session.wallet.policy.reaching import refuse_reach
 from mpp_session.wallet.types import Ask, Counter, Decision, Purpose, Snapshot
 from tests.mpp_session.wallet.policy.asks import (
     ESCROW,
@@ -102,6 +104,9 @@ ENVELOPE = st.fixed_dictionaries(
 )
 
 
+TASKS = maybe(tasks=st.sampled_from((["t1"], ["t*"], ["t2", "u*"], ["u1"])))
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> dict[str, Any]:
     return {
@@ -113,7 +118,7 @@ def tables(draw: st.DrawFn) -> dict[str, Any]:
             "company": draw(ENVELOPE),
             "research": draw(ENVELOPE) | draw(maybe(parent=st.just("company"))),
         },
-        "agent": {name: agent(name) for name in AGENTS},
+        "agent": {name: agent(name, **draw(TASKS)) for name in AGENTS},
         "rule": draw(rules()),
         "approval": draw(maybe(above=MONEY)),
         "anomaly": {"action": draw(st.sampled_from(("ask", "pause", "note")))},
@@ -337,6 +342,27 @@ def test_a_decision_follows_its_snapshot(
     assert compiled(turned).hash == case.policy.hash
 
 
+@given(content=tables(), ask=asks(), task=st.text("tu12", max_size=2), data=st.data())
+@settings(max_examples=50)
+def test_no_agent_pays_for_a_task_that_is_another_s(
+    content: dict[str, Any], ask: Ask, task: str, data: st.DataObject
+) -> None:
+    """Under any rules and approvals, and if its own rules would allow it."""
+    assume(ask.agent in AGENTS)
+    case = Case(content, replace(ask, purpose=Purpose(task=task)), data)
+    own = content["agent"][ask.agent].get("tasks")
+    others = [
+        one
+        for name in AGENTS
+        if name != ask.agent
+        for one in content["agent"][name].get("tasks", ())
+    ]
+    named, taken = (any(fnmatchcase(task, one) for one in all_) for all_ in (own or (), others))
+    is_foreign = bool(task) and not named and (own is not None or taken)
+    assert (case.decision.code == "task_not_allowed") == is_foreign
+    assert (refuse_reach(case.policy, case.ask, Snapshot()) is None) <= (not is_foreign)
+
+
 @given(content=tables(), other=tables(), ask=asks(), data=st.data())
 @settings(max_examples=70)
 def test_a_change_without_a_looser_part_allows_nothing_new(
@@ -363,6 +389,7 @@ def test_caps_are_reckoned_as_by_hand(
 ) -> None:
     """A second reckoning of every hard cap, of one rule that matches everything."""
     content["rule"] = [{"name": "a", "action": "allow", "cap": data.draw(CAPS)}]
+    content["agent"] = {name: agent(name) for name in AGENTS}
     case = Case(content, ask, data)
     assume(ask.agent != "nobody")
     is_refused = case.decision.action == "deny" and case.decision.code.endswith("_exceeded")

@@ -70,6 +70,20 @@ def test_a_difference_says_what_is_looser_first() -> None:
     assert {change.way for change in diff(new, old) if "rule.no" in change.field} == {"looser"}
 
 
+def test_tasks_that_others_may_name_now_are_looser() -> None:
+    """Also if only the agent is gone that had them to itself."""
+    old, less = (
+        policy(allow(), agent={"research-3": agent(), "news": agent("news", tasks=tasks)})
+        for tasks in (["a*", "b"], ["b"])
+    )
+    gone = policy(allow())
+    freed = "LOOSER: agent tasks: agents without `tasks` may now name a*"
+    kept = "tighter: agent.news.tasks: no longer a*"
+    assert [str(change) for change in diff(old, less)] == [freed, kept]
+    assert str(diff(old, gone)[0]) == f"{freed}, b"
+    assert [change.way for change in diff(less, old)] == ["looser"]
+
+
 def test_a_replay_finds_what_would_be_decided_otherwise() -> None:
     old, new = policy(allow()), policy(allow(cap={"request": "0.01 usdc"}))
     asks = [ask(), ask(amount=20_000), ask(agent="nobody")]
