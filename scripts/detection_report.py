@@ -59,7 +59,7 @@ def table(reports: dict[str, Report]) -> Sequence[str]:
     cells = [f"{reports[name].precision():.2f}" for name in names]
     lines.append(f"| precision | {' | '.join(cells)} |")
     agents = sum(report.agents for report in list(reports.values())[:1])
-    lines += ["", f"{agents} agents; recall, then usual days lost: median and worst of ten"]
+    lines += ["", f"{agents} agents; recall, then usual days lost: median and 90th percentile"]
     attacks, recall, false = GOALS
     for name, report in reports.items():
         is_met = report.recall(*attacks) >= recall and report.false_a_week() <= false
