@@ -130,7 +130,7 @@ async def _examine(
     async for check in examine_server(subject):
         checks.append(check)
         show_checks([check], as_json=as_json)
-    if wallet is None or any(check.name == "challenge" and check.remedy for check in checks):
+    if wallet is None or not _has_challenge(checks):
         return checks
     from mpp_session.agent.pay import make_folder
     from mpp_session.operator.validate_paid import examine_paid
@@ -142,3 +142,8 @@ async def _examine(
             checks.append(check)
             show_checks([check], as_json=as_json)
     return checks
+
+
+def _has_challenge(checks: "list[Examined]") -> bool:
+    """Return whether the server asks for a payment that can be read."""
+    return any(check.name == "challenge" and check.verdict == "ok" for check in checks)

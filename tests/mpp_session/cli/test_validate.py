@@ -50,4 +50,6 @@ def test_real_money_is_not_spent_by_accident(run: Run, devnet: TestChain, tmp_pa
     assert refused.returncode == 1
     assert "chain 8453 is not a known test chain" in " ".join(refused.stderr.split())
     assert refused.stdout == ""
-    assert "transport" in run(*flags, "--any-chain").stdout
+    shown = run(*flags, "--any-chain").stdout
+    assert "fault   transport: no answer" in shown
+    assert "payment" not in shown  # nothing is paid where nothing is asked
