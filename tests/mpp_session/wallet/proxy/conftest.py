@@ -60,6 +60,8 @@ async def stack(
 ) -> AsyncIterator[Stack]:
     chain, folder = _session_chain, tmp_path_factory.mktemp("proxy")
     snapshot_id = chain.snapshot()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_STATE_HOME", str(folder / "state"))  # as each test has its own
     try:
         async with model_server() as model:
             config = build_config(chain, model.url, folder)
@@ -75,6 +77,7 @@ async def stack(
                 async with serve(gateway) as url, proxying(open_, url, f"llm={url}/v1") as proxy:
                     yield Stack(proxy, url, model, parts, chain, open_)
     finally:
+        patch.undo()
         chain.revert(snapshot_id)
 
 
