@@ -10,14 +10,17 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from channel.limits import HEAD_BYTES_MAX
 from mpp_session.gateway.connections import SWEEP_TICKS, Connection, Door
 from mpp_session.settings import Listen
 from mpp_session.wallet.server.sockets import peer_uid
 
-__all__ = ["serve_door"]
+__all__ = ["BREAK_OFF", "serve_door"]
+
+BREAK_OFF: Final = "mpp_session.break_off"
+"""The key of a scope under which it has a function that ends the connection amid an answer."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -72,6 +75,12 @@ class _Peer(Connection):
         super().__init__(**more)
         self._uids = uids
         self._name = name
+        self._answer = self.app
+        self.app = self._offer_end
+
+    async def _offer_end(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that may end its own connection."""
+        await self._answer({**scope, BREAK_OFF: self.transport.close}, receive, send)
 
     def connection_made(self, transport: Any) -> None:
         """Accept the connection of a user who may connect; end any other immediately."""

@@ -30,6 +30,7 @@ from mpp_session.agent.wallet_wire import (
     parse_timeout,
 )
 from mpp_session.wallet.server.answers import answer_failure
+from mpp_session.wallet.server.doors import BREAK_OFF
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields, require_one_length
 from mpp_session.wallet.server.running_agent import RunningAgent
 from mpp_session.wallet.types import Purpose, WalletRequest
@@ -100,6 +101,8 @@ class Forwarder:
         if answer.has_begun:
             agent.remember(answer.request_id, failure)
             _log.info("an answer to %s broke off: %s", agent.name, failure)
+            scope[BREAK_OFF]()
+            await _wait_for_leaving(receive)
             return
         status = None
         if isinstance(failure, WireError):

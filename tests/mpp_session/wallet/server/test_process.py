@@ -272,6 +272,7 @@ async def test_a_stopping_wallet_ends_streams_and_starts_again(
             async for _ in lines:
                 pass
     assert "Traceback" not in wallet.log()
+    assert "ERROR" not in wallet.log()
     for token in wallet.tokens.values():
         assert token not in wallet.log()
     await asyncio.to_thread(wallet.start)
