@@ -28,7 +28,7 @@ from mpp_session.wallet.audit.notes import (
     TornNotesError,
     split_notes,
 )
-from mpp_session.wallet.audit.trail import Trail, trail_id
+from mpp_session.wallet.audit.trail import QUERIES, Trail, trail_id
 
 __all__ = [
     "EVERY_RECORDS",
@@ -43,7 +43,6 @@ T = TypeVar("T")
 EVERY_RECORDS: Final = 1000
 EVERY_S: Final = 60.0
 _LOOK_S: Final = 1.0
-_SINCE: Final = "SELECT seq, hash FROM trail WHERE seq > ? ORDER BY seq"
 
 
 class Transact(Protocol):
@@ -127,7 +126,7 @@ class Checkpoints:
 
         The records are durable: call it in a transaction of its own, before `write`.
         """
-        for seq, digest in db.execute(_SINCE, (self._tree.size,)):
+        for seq, digest in db.execute(QUERIES["load_hashes"], (self._tree.size,)):
             if seq != self._tree.size + 1:
                 raise StoreError(f"record {self._tree.size + 1} of the audit trail is missing")
             self._tree.add(digest)
@@ -183,7 +182,7 @@ class Checkpoints:
         if notes and not self.public_key.verifies(notes[-1]):
             raise self._refused("the last checkpoint is of another trail, or of another key")
         roots = {note.checkpoint.size: note.checkpoint.root for note in notes}
-        for seq, digest in db.execute(_SINCE, (0,)):
+        for seq, digest in db.execute(QUERIES["load_hashes"], (0,)):
             self._tree.add(digest)
             root = roots.pop(self._tree.size, None)
             is_true = root is None or root == self._tree.root()

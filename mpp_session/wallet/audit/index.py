@@ -12,7 +12,14 @@ from typing import Any, Final, Self
 
 from channel.errors import StoreError
 from channel.files import create_own
-from mpp_session.wallet.audit.trail import Entry, read_entries, read_entry, trail_id
+from mpp_session.wallet.audit.trail import (
+    INDEX_SCHEMA,
+    QUERIES,
+    Entry,
+    read_entries,
+    read_entry,
+    trail_id,
+)
 
 __all__ = ["LINKS", "UNTRUSTED", "Index"]
 
@@ -37,25 +44,6 @@ UNTRUSTED: Final = "untrusted"
 
 _VERSION: Final = 1
 _NOT_WORDS: Final = frozenset({"hash", "prev", "policy_hash", "note"})
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS place (trail TEXT, seq INTEGER, hash BLOB, version INTEGER);
-CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, at REAL, kind TEXT, agent TEXT);
-CREATE TABLE IF NOT EXISTS links (id TEXT, seq INTEGER, name TEXT, PRIMARY KEY (id, seq, name))
-    WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS links_of ON links (seq, name, id);
-CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(text, content='');
-"""
-_DROP: Final = "".join(
-    f"DROP TABLE IF EXISTS {name};" for name in ("place", "entries", "links", "words")
-)
-_FOUND: Final = """
-SELECT seq FROM entries
-WHERE (:words = '' OR seq IN (SELECT rowid FROM words WHERE words MATCH :words))
-    AND (:agent IS NULL OR agent = :agent)
-    AND (:kind IS NULL OR kind = :kind)
-    AND (:since IS NULL OR at >= :since)
-ORDER BY seq DESC LIMIT :count
-"""
 
 
 class Index:
@@ -114,12 +102,14 @@ class Index:
             "since": since,
             "count": count,
         }
-        return self.entries(seq for (seq,) in self._own.execute(_FOUND, values).fetchall())
+        return self.entries(
+            seq for (seq,) in self._own.execute(QUERIES["search"], values).fetchall()
+        )
 
     def named(self, identifier: str) -> dict[str, set[int]]:
         """Return the records that hold an identifier, by the member that holds it."""
         found: dict[str, set[int]] = {}
-        rows = self._own.execute("SELECT name, seq FROM links WHERE id = ?", (identifier,))
+        rows = self._own.execute(QUERIES["find_named"], (identifier,))
         for name, seq in rows:
             found.setdefault(name, set()).add(seq)
         return found
@@ -128,7 +118,7 @@ class Index:
         """Return what these records hold as a member."""
         found: set[str] = set()
         for seq in numbers:
-            rows = self._own.execute("SELECT id FROM links WHERE seq = ? AND name = ?", (seq, name))
+            rows = self._own.execute(QUERIES["find_identifiers"], (seq, name))
             found.update(identifier for (identifier,) in rows)
         return found
 
@@ -146,9 +136,9 @@ class Index:
             for last in read_entries(self._trail, after=after):
                 self._add(last)
             if last is not None:
-                own.execute("DELETE FROM place")
+                own.execute(QUERIES["delete_place"])
                 values = (name, last.seq, last.hash, _VERSION)
-                own.execute("INSERT INTO place VALUES (?, ?, ?, ?)", values)
+                own.execute(QUERIES["add_place"], values)
             own.execute("COMMIT")
         except BaseException:
             if own.in_transaction:
@@ -158,29 +148,27 @@ class Index:
     def _after(self, name: str) -> int:
         """Return the last record that is indexed; begin anew where the trail is another one."""
         place = None
-        if self._own.execute("SELECT 1 FROM sqlite_schema WHERE name = 'place'").fetchone():
-            place = self._own.execute("SELECT trail, seq, hash, version FROM place").fetchone()
+        if self._own.execute(QUERIES["has_index"]).fetchone():
+            place = self._own.execute(QUERIES["load_place"]).fetchone()
         if place is not None:
             last = read_entry(self._trail, place[1])
             if last is not None and place == (name, last.seq, last.hash, _VERSION):
                 return last.seq
-        for statement in (_DROP + _SCHEMA).split(";"):
+        for statement in INDEX_SCHEMA.split(";"):
             self._own.execute(statement)
         return 0
 
     def _add(self, entry: Entry) -> None:
         row = (entry.seq, entry.at, entry.kind, entry.agent)
-        self._own.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
+        self._own.execute(QUERIES["add_entry"], row)
         texts: list[str] = []
         links: set[tuple[str, str]] = set()
         _walk(entry.fields, texts, links)
         self._own.executemany(
-            "INSERT INTO links VALUES (?, ?, ?)",
+            QUERIES["add_link"],
             [(identifier, entry.seq, name) for name, identifier in links],
         )
-        self._own.execute(
-            "INSERT INTO words (rowid, text) VALUES (?, ?)", (entry.seq, "\n".join(texts))
-        )
+        self._own.execute(QUERIES["add_words"], (entry.seq, "\n".join(texts)))
 
 
 def _walk(

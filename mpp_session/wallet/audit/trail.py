@@ -9,12 +9,14 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from channel.errors import InvariantError, StoreError
+from channel.sql import parse_queries
 from mpp_session.wallet.audit.canonical import (
     ZERO_HASH,
     canonical,
@@ -26,7 +28,9 @@ from mpp_session.wallet.audit.canonical import (
 
 __all__ = [
     "GENESIS",
+    "INDEX_SCHEMA",
     "KINDS",
+    "QUERIES",
     "SCHEMA",
     "VERSION",
     "Entry",
@@ -60,25 +64,12 @@ KINDS: Final = (
 )
 """The usual kinds; a record may have another one."""
 
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS trail (
-    seq INTEGER PRIMARY KEY,
-    record TEXT NOT NULL,
-    hash BLOB NOT NULL
-);
-"""
-_TRIGGERS: Final = (
-    (
-        "CREATE TRIGGER IF NOT EXISTS trail_keeps BEFORE UPDATE ON trail "
-        "BEGIN SELECT RAISE(ABORT, 'the audit trail is never changed'); END"
-    ),
-    (
-        "CREATE TRIGGER IF NOT EXISTS trail_grows BEFORE DELETE ON trail "
-        "BEGIN SELECT RAISE(ABORT, 'the audit trail is never shortened'); END"
-    ),
-)
-_LAST: Final = "SELECT seq, hash FROM trail ORDER BY seq DESC LIMIT 1"
-_ADD: Final = "INSERT INTO trail (seq, record, hash) VALUES (?, ?, ?)"
+_SQL: Final = resources.files("mpp_session.wallet.audit") / "sql"
+SCHEMA: Final = (_SQL / "schema.sql").read_text()
+INDEX_SCHEMA: Final = (_SQL / "index.sql").read_text()
+"""Makes the index of a trail anew; in a file of its own."""
+QUERIES: Final = parse_queries((_SQL / "queries.sql").read_text())
+_LAST: Final = QUERIES["load_last"]
 _KIND: Final = re.compile("[a-z][a-z_]{0,31}")
 _END_OF_TIME_MS: Final = 253_402_300_800_000
 """The year 10000, which no clock here reaches."""
@@ -137,8 +128,8 @@ class Trail:
         """Add the first record to an empty trail, with a random id. So does `append`."""
         if db.execute(_LAST).fetchone() is not None:
             return
-        for statement in _TRIGGERS:
-            db.execute(statement)
+        for query in ("refuse_changes", "refuse_deletions"):
+            db.execute(QUERIES[query])
         self._add(db, 1, ZERO_HASH, GENESIS, at, "", {"trail": secrets.token_hex(16)})
 
     def _add(  # noqa: PLR0917 -- the members of a record
@@ -168,7 +159,7 @@ class Trail:
         record["kind"] = kind
         record["agent"] = cut_text(agent)
         text = canonical(record)
-        db.execute(_ADD, (seq, text.decode(), hash_record(text)))
+        db.execute(QUERIES["add"], (seq, text.decode(), hash_record(text)))
         self.appended += 1
         return seq
 
@@ -184,7 +175,7 @@ def open_trail(path: Path) -> sqlite3.Connection:
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
-            db.execute("SELECT seq, record, hash FROM trail LIMIT 1").fetchone()
+            db.execute(QUERIES["try_trail"]).fetchone()
         except BaseException:
             db.close()
             raise
@@ -199,7 +190,7 @@ def trail_id(db: sqlite3.Connection) -> str:
     Raises:
         StoreError: The first record cannot be read.
     """
-    row = db.execute("SELECT seq, record, hash FROM trail WHERE seq = 1").fetchone()
+    row = db.execute(QUERIES["load"], (1,)).fetchone()
     return "" if row is None else str(_read(row).fields.get("trail", ""))
 
 
@@ -211,9 +202,7 @@ def read_entries(
     Raises:
         StoreError: One cannot be read; `verify` says more.
     """
-    for row in db.execute(
-        "SELECT seq, record, hash FROM trail WHERE seq > ? ORDER BY seq", (after,)
-    ):
+    for row in db.execute(QUERIES["load_after"], (after,)):
         entry = _read(row)
         if since is None or entry.at >= since:
             yield entry
@@ -225,7 +214,7 @@ def read_entry(db: sqlite3.Connection, seq: int) -> Entry | None:
     Raises:
         StoreError: It cannot be read.
     """
-    row = db.execute("SELECT seq, record, hash FROM trail WHERE seq = ?", (seq,)).fetchone()
+    row = db.execute(QUERIES["load"], (seq,)).fetchone()
     return None if row is None else _read(row)
 
 

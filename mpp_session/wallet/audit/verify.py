@@ -8,7 +8,7 @@ database. After the last checkpoint only the chain speaks; docs/guide/audit.md s
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -16,14 +16,9 @@ from channel.errors import StoreError
 from mpp_session.wallet.audit.canonical import ZERO_HASH, canonical, hash_record
 from mpp_session.wallet.audit.merkle import Tree
 from mpp_session.wallet.audit.notes import Note, PublicKey, TornNotesError, name_trail, split_notes
-from mpp_session.wallet.audit.trail import GENESIS, VERSION
+from mpp_session.wallet.audit.trail import GENESIS, QUERIES, VERSION
 
 __all__ = ["Finding", "Report", "verify", "verify_files"]
-
-_ROWS: Final = (
-    "SELECT seq, iif(typeof(record) = 'text', CAST(record AS BLOB), NULL), hash FROM trail "
-    "ORDER BY seq"
-)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -73,7 +68,7 @@ def verify(db: sqlite3.Connection, notes: bytes, key: PublicKey | None) -> Repor
     tree = Tree()
     places = {note.checkpoint.size: note for note in held}
     covered = good = 0
-    for row in db.execute(_ROWS):
+    for row in db.execute(QUERIES["load_bytes"]):
         problem = chain.follow(*row)
         if problem is not None:
             found.append(Finding(chain.seq, problem))
@@ -103,7 +98,7 @@ def verify_files(database: sqlite3.Connection, notes: Path, key: PublicKey | Non
     try:
         database.execute("BEGIN")
         try:
-            (size,) = database.execute("SELECT count(*) FROM trail").fetchone()
+            (size,) = database.execute(QUERIES["count"]).fetchone()
             # The snapshot stands. Notes that were written since may be of later records.
             content = _read_file(notes)
             return verify(database, _settled(before, content, size), key)

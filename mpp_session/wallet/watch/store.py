@@ -9,10 +9,12 @@ import hashlib
 import sqlite3
 import struct
 from collections import OrderedDict
+from importlib import resources
 from typing import Final, NamedTuple
 
 import msgspec
 
+from channel.sql import parse_queries
 from channel.types import Address, TokenUnit
 from mpp_session.wallet.policy.compiled import WalletPolicy
 from mpp_session.wallet.types import Ask
@@ -30,44 +32,13 @@ from mpp_session.wallet.watch.words import money_in
 
 __all__ = ["SCHEMA", "Known", "Watch", "observe", "read_known"]
 
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS watch_profile (
-    agent   TEXT NOT NULL,
-    origin  TEXT NOT NULL,
-    token   TEXT NOT NULL,
-    at      REAL NOT NULL,
-    profile BLOB NOT NULL,
-    PRIMARY KEY (agent, origin, token)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS watch_breaker (
-    agent  TEXT NOT NULL,
-    origin TEXT NOT NULL,
-    at     REAL NOT NULL,
-    state  BLOB NOT NULL,
-    PRIMARY KEY (agent, origin)
-) STRICT, WITHOUT ROWID;
-"""
-"""The row without an origin is the agent's, over all origins."""
+_SQL: Final = resources.files("mpp_session.wallet.watch") / "sql"
+SCHEMA: Final = (_SQL / "schema.sql").read_text()
+_QUERIES: Final = parse_queries((_SQL / "queries.sql").read_text())
 ORIGINS_KEPT: Final = 1_000
 """Of one agent; the one that was not paid for the longest time is forgotten."""
 CACHED: Final = 512
 """Profiles that are kept decoded."""
-
-_LOAD: Final = "SELECT profile FROM watch_profile WHERE agent = ? AND origin = ? AND token = ?"
-_SAVE: Final = """
-INSERT INTO watch_profile (agent, origin, token, at, profile) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET at = excluded.at, profile = excluded.profile
-"""
-_LOAD_STATE: Final = "SELECT state FROM watch_breaker WHERE agent = ? AND origin = ?"
-_SAVE_STATE: Final = """
-INSERT INTO watch_breaker (agent, origin, at, state) VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET at = excluded.at, state = excluded.state
-"""
-_FORGET: Final = """
-DELETE FROM {table} WHERE agent = ?1 AND origin <> '' AND at <=
-    (SELECT at FROM {table} WHERE agent = ?1
-     AND origin <> '' ORDER BY at DESC LIMIT 1 OFFSET {kept})
-"""
 
 
 class _State(msgspec.Struct, array_like=True, frozen=True):
@@ -136,10 +107,10 @@ class Watch:
         learn(judged.case, self.policy.anomaly.warm_up, finding, is_approved=is_approved)
         for key, profile in zip(keys, (judged.case.agent, judged.case.origin), strict=True):
             data = profile.to_bytes()
-            db.execute(_SAVE, (*key, ask.at, data))
+            db.execute(_QUERIES["store_profile"], (*key, ask.at, data))
             self._keep(key, data, profile)
         if judged.is_new:
-            db.execute(_FORGET.format(table="watch_profile", kept=ORIGINS_KEPT), (ask.agent,))
+            _forget(db, "forget_profiles", ask.agent)
 
     def note_outcome(
         self,
@@ -174,7 +145,7 @@ class Watch:
         breaker = note(state.breaker, outcome, self.policy.breaker)
         self._save_state(db, agent, origin, _State(breaker, repeats), at)
         if not state.repeats.requests:
-            db.execute(_FORGET.format(table="watch_breaker", kept=ORIGINS_KEPT), (agent,))
+            _forget(db, "forget_states", agent)
 
     def profiles(self, db: sqlite3.Connection, ask: Ask) -> tuple[Profile, Profile]:
         """Return what is known of an ask's agent, and of it at the ask's origin."""
@@ -182,7 +153,7 @@ class Watch:
         return case.agent, case.origin
 
     def _judge(self, db: sqlite3.Connection, ask: Ask) -> _Judged:
-        key, warm_up = token_key(ask.chain_id, ask.token), self.policy.anomaly.warm_up
+        key, warm_up = _token_key(ask.chain_id, ask.token), self.policy.anomaly.warm_up
         agent_key, origin_key = (ask.agent, "", key), (ask.agent, ask.origin, key)
         agent, origin = self._load(db, agent_key), self._load(db, origin_key)
         token = self.policy.token_of(ask.chain_id, ask.token)
@@ -196,13 +167,13 @@ class Watch:
         return _Judged(ask, case, found, agent_key, origin_key, origin is None)
 
     def _load(self, db: sqlite3.Connection, key: tuple[str, str, str]) -> Profile | None:
-        row = db.execute(_LOAD, key).fetchone()
+        row = db.execute(_QUERIES["load_profile"], key).fetchone()
         if row is None:
             return None
         data: bytes = row[0]
         cached = self._cached.pop(key, None)
         if cached is None or cached[0] != data:
-            cached = (data, read_profile(data))
+            cached = (data, _read_profile(data))
         self._keep(key, *cached)
         return cached[1]
 
@@ -213,7 +184,7 @@ class Watch:
             self._cached.popitem(last=False)
 
     def _load_state(self, db: sqlite3.Connection, agent: str, origin: str) -> _State:
-        row = db.execute(_LOAD_STATE, (agent, origin)).fetchone()
+        row = db.execute(_QUERIES["load_state"], (agent, origin)).fetchone()
         if row is None:
             return _State()
         try:
@@ -224,7 +195,7 @@ class Watch:
     def _save_state(
         self, db: sqlite3.Connection, agent: str, origin: str, state: _State, at: float
     ) -> None:
-        db.execute(_SAVE_STATE, (agent, origin, at, _ENCODE(state)))
+        db.execute(_QUERIES["store_state"], (agent, origin, at, _ENCODE(state)))
 
 
 class Known(NamedTuple):
@@ -239,16 +210,14 @@ class Known(NamedTuple):
 
 def read_known(db: sqlite3.Connection, agent: str | None = None) -> list[Known]:
     """Return what is known of each agent as a whole; of one agent, also of its origins."""
-    where = "origin = ''" if agent is None else "agent = ?"
-    rows = db.execute(
-        "SELECT agent, origin, token, profile FROM watch_profile"  # noqa: S608 -- two constants
-        f" WHERE {where} ORDER BY agent, origin, token",
-        () if agent is None else (agent,),
-    )
-    return [Known(name, origin, token, read_profile(data)) for name, origin, token, data in rows]
+    if agent is None:
+        rows = db.execute(_QUERIES["load_agents"])
+    else:
+        rows = db.execute(_QUERIES["load_agent"], (agent,))
+    return [Known(name, origin, token, _read_profile(data)) for name, origin, token, data in rows]
 
 
-def read_profile(data: bytes) -> Profile:
+def _read_profile(data: bytes) -> Profile:
     """Return a row's profile; a new one, which warms up, where the bytes are not understood."""
     try:
         return Profile.from_bytes(data)
@@ -256,9 +225,13 @@ def read_profile(data: bytes) -> Profile:
         return Profile()
 
 
-def token_key(chain_id: int, token: Address) -> str:
+def _token_key(chain_id: int, token: Address) -> str:
     """Return how a row names a token: amounts of different ones are not compared."""
     return f"{chain_id}:0x{token.hex()}"
+
+
+def _forget(db: sqlite3.Connection, query: str, agent: str) -> None:
+    db.execute(_QUERIES[query], {"agent": agent, "kept": ORIGINS_KEPT})
 
 
 def observe(ask: Ask) -> Observation:
