@@ -9,7 +9,7 @@ from mpp_session.cli.options import AsJson
 from mpp_session.cli.output import format_time, print_json, print_pairs, say
 from mpp_session.cli.wallet_process import Home
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "approvals", "approve", "approver_add", "deny"]
 
 Id = Annotated[str, typer.Argument(help="Of the question: `wallet approvals` lists them.")]
 Comment = Annotated[str, typer.Option(help="For the record; the agent reads it.")]

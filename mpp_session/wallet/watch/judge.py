@@ -94,7 +94,7 @@ def learn(case: Case, warm_up: int, finding: Finding | None, *, is_approved: boo
     origin.learn(seen, is_fresh=is_fresh, is_free=is_fresh, is_unusual=is_unusual)
 
 
-def usual_day(agent: Profile) -> float:
+def _usual_day(agent: Profile) -> float:
     """Return what a day costs usually: an estimate as long as there is no whole day."""
     return agent.days.median or max(agent.day_spend, FEW_AMOUNTS * agent.amounts.median)
 
@@ -135,7 +135,7 @@ def _newcomer(case: Case) -> Found:
     agent, seen, money, name = case.agent, case.seen, case.money, case.name
     if not (seen.is_deposit or seen.is_charge) or not len(agent.days):
         return  # on the first day every origin is new
-    day, value = usual_day(agent), agent.fresh_with(seen.amount, seen.at)
+    day, value = _usual_day(agent), agent.fresh_with(seen.amount, seen.at)
     limit = day * (NEW_ORIGIN_SHARE if len(agent.days) >= FREE_DAYS else 1.0)
     if len(agent.fresh):
         limit = max(limit, min(day, agent.fresh.limit()))
@@ -156,7 +156,7 @@ def _deposit(case: Case) -> Found:
     sample = origin.deposits if len(origin.deposits) >= DEPOSITS else agent.deposits
     if len(sample) < DEPOSITS or sample.is_usual(seen.total):
         return
-    limit = max(sample.limit(), MATERIAL * usual_day(agent))
+    limit = max(sample.limit(), MATERIAL * _usual_day(agent))
     if seen.total > limit:
         yield Finding(
             statistic="deposit",
@@ -172,7 +172,7 @@ def _amount(case: Case) -> Found:
     sample = origin.amounts if len(origin.amounts) >= FEW_AMOUNTS else agent.amounts
     if sample.is_usual(seen.total):
         return
-    limit = max(sample.limit(), MATERIAL * usual_day(agent))
+    limit = max(sample.limit(), MATERIAL * _usual_day(agent))
     if seen.total > limit:
         yield Finding(
             statistic="amount",
@@ -190,7 +190,7 @@ def _rate(case: Case) -> Found:
         value = profile.rate_with(seen.spent, seen.at)
         if len(profile.days) < FREE_DAYS or profile.peaks.is_usual(value):
             continue
-        limit = max(profile.peaks.limit(), RATE_SHARE * usual_day(agent))
+        limit = max(profile.peaks.limit(), RATE_SHARE * _usual_day(agent))
         if value > limit:
             yield Finding(
                 statistic="rate",
@@ -219,7 +219,7 @@ def _day(case: Case) -> Found:
 def _hours(case: Case) -> Found:
     agent, seen, money = case.agent, case.seen, case.money
     value, hour = agent.rate_with(seen.spent, seen.at), int(seen.at // HOUR_S)
-    limit = max(RESTING_SHARE * agent.peaks.top, MATERIAL * usual_day(agent))
+    limit = max(RESTING_SHARE * agent.peaks.top, MATERIAL * _usual_day(agent))
     if agent.activity(hour) < UNUSED_HOUR and value > limit:
         yield Finding(
             statistic="hours",
