@@ -34,6 +34,8 @@ BUCKETS: Final = 60
 """Of a window."""
 _KEPT: Final = BUCKETS + 4
 """Buckets that are kept beyond the window, for a clock that is set back and for a longer window."""
+_KEPT_S: Final = 600
+"""The same in seconds, where the buckets are short."""
 _BYTES: Final = 16
 _EVER: Final = 0
 """The bucket of a sum without a window."""
@@ -52,7 +54,9 @@ def unpack(blob: bytes) -> int:
 def prepare(db: sqlite3.Connection) -> None:
     """Teach a connection to add and subtract amounts."""
     db.create_function("plus", 2, lambda a, b: pack(unpack(a) + unpack(b)), deterministic=True)
-    db.create_function("minus", 2, lambda a, b: pack(unpack(a) - unpack(b)), deterministic=True)
+    db.create_function(
+        "minus", 2, lambda a, b: pack(max(0, unpack(a) - unpack(b))), deterministic=True
+    )
 
 
 def bucket_s(window_s: int) -> int:
@@ -86,6 +90,11 @@ class Sum:
     def window_s(self) -> int | None:
         """None counts for ever."""
         return self.counter.window_s
+
+    @property
+    def forgotten(self) -> int:
+        """The first bucket that is kept: what lies before it is forgotten."""
+        return self.since - max(_KEPT, _KEPT_S // bucket_s(self.window_s or _KEPT_S))
 
     def bucket(self, at: float) -> int:
         """Return the bucket of a time."""
@@ -132,7 +141,7 @@ class Sums:
         else:
             _store(db, to)
         if to.is_moved and to.window_s is not None:
-            db.execute(QUERIES["delete_buckets"], (to.id, to.since - _KEPT))
+            db.execute(QUERIES["delete_buckets"], (to.id, to.forgotten))
 
     def add_entries(
         self,
@@ -166,7 +175,7 @@ class Sums:
             if place in new:
                 db.execute(QUERIES["add_entry"], (channel, *place, pack(before)))
                 if each.window_s is not None:
-                    values = (channel, each.id, each.since - _KEPT)
+                    values = (channel, each.id, each.forgotten)
                     db.execute(QUERIES["delete_old_entries"], values)
 
     def lock(self, db: sqlite3.Connection, to: Sum, amount: int, now: float, channel: int) -> None:
@@ -284,11 +293,10 @@ def _move(db: sqlite3.Connection, each: Sum, now: float) -> None:
 
 
 def _take(db: sqlite3.Connection, each: Sum, bucket: int, back: int) -> None:
-    """Take from a bucket; one that has left the window counts nowhere any more."""
-    if each.window_s is None:
+    """Take from a bucket, also from one that has left the window, if it is kept."""
+    if each.window_s is None or bucket >= each.since:
         each.total -= back
-    elif bucket >= each.since:
-        each.total -= back
+    if each.window_s is not None:
         of_head = min(back, each.head_amount) if bucket == each.head else 0
         each.head_amount -= of_head
         if back > of_head:
