@@ -29,16 +29,18 @@ SNIPPETS = dict(re.findall(r"<!-- runs as (\S+) -->\n```python\n(.*?)```", READM
 
 
 def test_every_python_snippet_runs_here() -> None:
-    assert README.count("```python") == len(SNIPPETS) == 4
+    assert README.count("```python") == len(SNIPPETS) == 5
 
 
 def test_every_command_and_flag_it_shows_exists() -> None:
     flags: dict[str, set[str]] = {}
+    groups = {group.name for group in APP.registered_groups}
     for name, rest in re.findall(r"mpp-session ([\w-]+)((?: .*)?)", README):
-        flags.setdefault(name, set()).update(re.findall(r"--[\w-]+", rest))
-    assert flags.keys() >= {"gateway", "devnet", "pay"}
+        one = f"{name} {rest.split()[0]}" if name in groups and rest.split() else name
+        flags.setdefault(one, set()).update(re.findall(r"--[\w-]+", rest))
+    assert flags.keys() >= {"gateway", "devnet", "pay", "wallet run"}
     for name, shown in flags.items():
-        done = CliRunner().invoke(APP, [name, "--help"])
+        done = CliRunner().invoke(APP, [*name.split(), "--help"])
         assert done.exit_code == 0, name
         assert [flag for flag in shown if flag not in done.stdout] == []
 
@@ -184,6 +186,7 @@ async def test_what_it_prints_works_together_on_one_devnet(folder: Path) -> None
             assert output.startswith("A payer walks into a channel.\n")
             assert "data: token\n" in output
             assert f"paid {250 + 8 * 25}, refunded {100_000 - 450}" in output
+            await use_the_wallet(shell, folder)
             assert "1 passed" in await shell.run("pytest")
         assert "Application shutdown complete" in (folder / "uvicorn.log").read_text()
         serving = shell.running(
@@ -195,6 +198,18 @@ async def test_what_it_prints_works_together_on_one_devnet(folder: Path) -> None
             assert "one two three" in await shell.run("mpp-session pay http://127.0.0.1:8402")
             assert "one two three\npaid 75, refunded" in await shell.run("python ask.py")
     assert shell.ran == [command for command in COMMANDS if command not in ELSEWHERE]
+
+
+async def use_the_wallet(shell: Shell, folder: Path) -> None:
+    """Buy through a wallet, read its trail, and freeze it: then the same program buys nothing."""
+    has_door = (folder / "wallet/agents/wallet.sock").exists
+    async with shell.running("mpp-session wallet run", until_=has_door):
+        assert await shell.run("python scout.py") == "A payer walks into a channel.\n"
+        assert "jokes" in await shell.run("mpp-session audit report")
+        assert "frozen" in await shell.run("mpp-session wallet freeze")
+        with pytest.raises(AssertionError, match="PolicyRefusedError: the whole wallet is frozen"):
+            await shell.run("python scout.py")
+        shell.ran.pop()  # the page shows it once
 
 
 async def is_served(url: str) -> bool:

@@ -12,6 +12,7 @@ with `Wallet-` passes through, in both directions.
 import base64
 import binascii
 import unicodedata
+from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import httpx
@@ -207,15 +208,15 @@ class WalletAddress(msgspec.Struct, frozen=True):
 
 
 def parse_wallet(text: str) -> WalletAddress:
-    """Return the address of a wallet: `unix:/path/wallet.sock`, or `http://127.0.0.1:PORT`.
+    """Return the address of a wallet: `unix:PATH`, or `http://127.0.0.1:PORT`.
 
     Raises:
         ConfigError: It is neither, or the port is not on this machine.
     """
     if text.startswith(_UNIX):
         path = text.removeprefix(_UNIX)
-        if path.startswith("/"):
-            return WalletAddress(path)
+        if path:
+            return WalletAddress(str(Path(path).absolute()))
     else:
         try:
             url = httpx.URL(text)
