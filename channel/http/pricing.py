@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from channel.engine import Engine, Offer
 from channel.errors import ConfigError, MethodNotSoldError, OtherSpellingError
-from channel.http.spelling import Unreadable, is_regular, read_path
 from channel.http.websocket_meter import require_countable
 from channel.limits import AMOUNT_MAX, DESCRIPTION_CHARS_MAX, SOCKET_IDLE_S_MAX
 from channel.state.commands import StreamPolicy
@@ -20,6 +19,7 @@ from channel.tariff import Rate, Tariff, parse_money, parse_rate, plain_tariff
 from channel.types import TokenUnit
 from channel.wire.challenge import SessionRequest
 from channel.wire.encoding import canonical_json
+from channel.wire.spelling import Unreadable, is_regular, read_path
 from channel.wire.tariff import tariff_object
 
 __all__ = ["VARIANT", "WEBSOCKET", "Price", "PriceOf", "Priced", "Route", "RouteTable"]
@@ -201,7 +201,7 @@ class RouteTable:
     """Finds the priced routes of a request. Paths match as in Starlette.
 
     A path that matches no template exactly, but that another framework might take for one that
-    does, is refused: see `channel.http.spelling`.
+    does, is refused: see `channel.wire.spelling`.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from channel.errors import ConfigError
-from channel.http.spelling import Unreadable, read_path
 from channel.limits import TARGET_BYTES_MAX
+from channel.wire.spelling import Unreadable, read_path
 
 __all__ = [
     "is_canonical_path",

@@ -21,8 +21,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from channel.errors import ConfigError
 from channel.http import PaymentGate, Price, Route
 from channel.http.pricing import RouteTable
-from channel.http.spelling import Unreadable, read_path
 from channel.limits import PATH_DECODINGS_MAX, UNICODE_PATH_CHARS_MAX
+from channel.wire.spelling import Unreadable, read_path
 from tests.channel.selling import Answer, Provider, Visit, ask, open_provider
 from tests.frameworks import BUILDERS, SOLD, living
 
