@@ -114,7 +114,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_commitment(self) -> bool:
-        """Whether it is a deposit or charge, which people may be asked about; not a voucher."""
+        """Whether it is a deposit or charge, not a voucher."""
         return self.kind != "sign"
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "Vote",
 ]
 
-Kind = Literal["open", "top_up", "charge", "raise", "anomaly"]
+Kind = Literal["open", "top_up", "charge", "request", "raise", "anomaly"]
 Scope = Literal["once", "channel", "window"]
 SCOPES: Final[tuple[Scope, ...]] = ("once", "channel", "window")
 """From the narrowest to the widest."""

@@ -20,6 +20,7 @@ _KINDS: Final = {
     "open": "pay a deposit that opens a channel",
     "top_up": "add a deposit to a channel",
     "charge": "make one payment",
+    "request": "pay for one request from an open channel",
     "raise": "go beyond an envelope",
     "anomaly": "make an unusual payment",
 }

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from channel.errors import AgentError, ApprovalPendingError, PolicyRefusedError
 from channel.limits import APPROVAL_ALTERNATIVES_MAX, APPROVAL_TEXT_CHARS_MAX
 from mpp_session.wallet.approvals import rows
-from mpp_session.wallet.approvals.coverage import covers
+from mpp_session.wallet.approvals.coverage import amount_left, covers, goes_on, is_deposit_of
 from mpp_session.wallet.approvals.record import (
     SCOPES,
     ApprovalError,
@@ -61,35 +61,50 @@ class Approvals:
     # For the guard.
 
     def valid(
-        self, db: sqlite3.Connection, ask: Ask, policy_revision: int, now: float
+        self,
+        db: sqlite3.Connection,
+        ask: Ask,
+        policy_revision: int,
+        now: float,
+        *,
+        is_raise: bool = False,
     ) -> Approved | None:
         """Return the approval that covers an ask in full, or None.
 
         One that was given under another policy covers nothing: the policy decides anew whether
-        anyone is asked.
+        anyone is asked. Where several cover it, one that was asked for going beyond an envelope
+        comes first with `is_raise`, and last without.
         """
         if policy_revision != self.rules.policy_revision:
             return None
-        found = self._find(db, ask, now)
+        found = self._find(db, ask, now, is_raise=is_raise)
         if found is None:
             return None
-        return Approved(found.id, found.left, found.question.is_raise)
+        return Approved(found.id, amount_left(found, ask), _is_raise(found, ask))
 
-    def use(self, db: sqlite3.Connection, ask: Ask, now: float) -> str | None:
+    def use(
+        self, db: sqlite3.Connection, ask: Ask, now: float, *, is_raise: bool = False
+    ) -> str | None:
         """Use the approval that `valid` returns, and return its id.
 
-        Call it in the same transaction, and only for an ask that the policy refuses without one.
+        Call it in the same transaction, and only for an ask that the policy refuses without one. A
+        voucher that is paid from an approved deposit uses nothing more of it.
         """
-        found = self._find(db, ask, now)
+        found = self._find(db, ask, now, is_raise=is_raise)
         if found is None:
             return None
+        if is_deposit_of(found, ask):
+            if found.scope == "once" and found.used_by_request != ask.request_id:
+                self._change(db, replace(found, used_by_request=ask.request_id), now)
+            return found.id
         used = found.used + ask.amount
         is_over = found.scope == "once" or used == found.approved
+        is_open = found.state == State.APPROVED
         self._change(
             db,
             replace(
                 found,
-                state=State.USED if is_over else found.state,
+                state=State.USED if is_over and is_open else found.state,
                 used=used,
                 used_at=now,
                 used_by_channel=ask.channel_id or found.used_by_channel,
@@ -270,17 +285,36 @@ class Approvals:
 
     # Within.
 
-    def _find(self, db: sqlite3.Connection, ask: Ask, now: float) -> Record | None:
-        usable = rows.read_records(db, "load_usable", agent=ask.agent, request_id=ask.request_id)
+    def _find(
+        self, db: sqlite3.Connection, ask: Ask, now: float, *, is_raise: bool
+    ) -> Record | None:
+        usable = rows.read_records(
+            db,
+            "load_usable",
+            agent=ask.agent,
+            request_id=ask.request_id,
+            channel_id=ask.channel_id,
+        )
         if not usable:
             return None
         terms = terms_of(ask)
         found = [
             record
             for record in usable
-            if now < record.expires_at and self._is_of_policy(record) and covers(record, ask, terms)
+            if (now < record.expires_at or goes_on(record, ask))
+            and self._is_of_policy(record)
+            and covers(record, ask, terms)
         ]
-        return min(found, key=lambda record: SCOPES.index(record.scope), default=None)
+        return min(
+            found,
+            key=lambda record: (
+                _is_raise(record, ask) != is_raise,
+                not is_deposit_of(record, ask),
+                record.used_by_request != ask.request_id,
+                SCOPES.index(record.scope),
+            ),
+            default=None,
+        )
 
     def _is_of_policy(self, record: Record) -> bool:
         question, rules = record.question, self.rules
@@ -401,6 +435,11 @@ class Approvals:
         )
 
 
+def _is_raise(record: Record, ask: Ask) -> bool:
+    """Whether an approval was given for going beyond the envelope that this ask goes beyond."""
+    return record.question.is_raise and not is_deposit_of(record, ask)
+
+
 def _kind(ask: Ask, decision: Decision) -> Kind:
     if decision.code in _RAISES:
         return "raise"
@@ -409,7 +448,7 @@ def _kind(ask: Ask, decision: Decision) -> Kind:
     if ask.kind == "charge":
         return "charge"
     if ask.kind == "sign":
-        return "raise"
+        return "request"
     return "open" if ask.is_opening else "top_up"
 
 

@@ -55,6 +55,7 @@ from mpp_session.wallet.types import (
 __all__ = ["AgentGuard", "Desk"]
 
 MINUTE_S: Final = 60
+_RAISES: Final = frozenset({Code.ENVELOPE_EXCEEDED, Code.LOCKED_EXCEEDED})
 First = Literal["origin", "recipient", "chain"]
 _FIRSTS: Final[tuple[First, ...]] = get_args(First)
 
@@ -165,10 +166,14 @@ class Desk:
         sums = LazySums(db, self.sums, ask.at)
         read = {counter: sums[counter] for counter in self._counters_for(self.policy, ask)}
         snapshot = self._snapshot(db, ask, read, None)
-        approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
+        decision = self._decide(self.policy, ask, snapshot)
+        approved = self._approvals.valid(
+            db, ask, self.policy.revision, ask.at, is_raise=decision.code in _RAISES
+        )
         if approved is not None:
             snapshot = _with(approved, snapshot)
-        return snapshot, self._decide(self.policy, ask, snapshot)
+            decision = self._decide(self.policy, ask, snapshot)
+        return snapshot, decision
 
     def check(self, db: sqlite3.Connection, ask: Ask, judge: Judge) -> AgentError | None:
         """Record and return why a request may not be sent; None where it may."""
@@ -259,13 +264,14 @@ class Desk:
         decision = self._decide(self.policy, ask, snapshot)
         if decision.action != "ask":  # an approval is for what is not allowed without it
             return decision, sums, ""
-        approved = self._approvals.valid(db, ask, self.policy.revision, ask.at)
+        is_raise = decision.code in _RAISES
+        approved = self._approvals.valid(db, ask, self.policy.revision, ask.at, is_raise=is_raise)
         if approved is None:
             return decision, sums, ""
         decision = self._decide(self.policy, ask, _with(approved, snapshot))
         used = None
         if decision.action == "allow":
-            used = self._approvals.use(db, ask, ask.at)
+            used = self._approvals.use(db, ask, ask.at, is_raise=is_raise)
         return decision, sums, used or ""
 
     def _snapshot(

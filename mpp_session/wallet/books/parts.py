@@ -133,11 +133,22 @@ class ApprovalsPart(Protocol):
         """Statements, separated by semicolons."""
 
     def valid(
-        self, db: sqlite3.Connection, ask: Ask, policy_revision: int, now: float
+        self,
+        db: sqlite3.Connection,
+        ask: Ask,
+        policy_revision: int,
+        now: float,
+        *,
+        is_raise: bool = False,
     ) -> ApprovedLike | None:
-        """Return the approval that covers an ask, or None."""
+        """Return the approval that covers an ask, or None.
 
-    def use(self, db: sqlite3.Connection, ask: Ask, now: float) -> str | None:
+        With `is_raise` one that was asked for going beyond an envelope is preferred.
+        """
+
+    def use(
+        self, db: sqlite3.Connection, ask: Ask, now: float, *, is_raise: bool = False
+    ) -> str | None:
         """Use it, and return its id."""
 
     def request(
@@ -180,10 +191,10 @@ class NoApprovals:
 
     SCHEMA = ""
 
-    def valid(self, *_: object) -> None:
+    def valid(self, *_: object, is_raise: bool = False) -> None:
         """Find none."""
 
-    def use(self, *_: object) -> None:
+    def use(self, *_: object, is_raise: bool = False) -> None:
         """Use none."""
 
     def request(

@@ -378,9 +378,11 @@ def _refuse_state(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Decisio
 def _questions(
     policy: WalletPolicy, facts: Facts, snapshot: Snapshot, found: _Found
 ) -> Iterator[_Question]:
-    """Yield why people must be asked. They are asked about deposits and charges, not vouchers.
+    """Yield why people must be asked: about deposits and charges, and about few vouchers.
 
-    The exception is an envelope that a voucher exceeds, because no deposit was asked about it.
+    A voucher is a question where it exceeds an envelope, and where no rule allows its request by
+    itself, because the deposit it is paid from may have been made for another request. The approval
+    of a request covers its later vouchers.
     """
     ask = facts.ask
     for check in found.checks:
@@ -393,7 +395,8 @@ def _questions(
                 allowed=check.left,
                 retry_at=check.retry_at(ask.at),
             )
-    if not ask.is_commitment:
+    is_allowed = any(rule.action == "allow" for rule in found.granting)
+    if not ask.is_commitment and (is_allowed or not _adds_cost(ask)):
         return
     for rule in found.matched:
         if rule.action == "ask":
@@ -407,10 +410,20 @@ def _questions(
     if not found.granting:
         reason = "no rule allows this, and such payments need an approval"
         yield _Question(code=Code.APPROVAL_PENDING, field="default", reason=reason)
+    if not ask.is_commitment:
+        return
     yield from _amount_questions(policy, facts)
     if snapshot.finding and policy.anomaly.action == "ask":
         reason = f"this is unusual for {ask.agent}: {_words(snapshot.finding)}"
         yield _Question(code=Code.ANOMALY_HELD, field="anomaly.action", reason=reason)
+
+
+def _adds_cost(ask: Ask) -> bool:
+    """Whether a voucher adds an amount, or is the first of a request that may cost something.
+
+    The first may add nothing: what was signed for others and not used pays for the request, too.
+    """
+    return ask.amount > 0 or (ask.is_first and ask.request_max > 0)
 
 
 def _amount_questions(policy: WalletPolicy, facts: Facts) -> Iterator[_Question]:

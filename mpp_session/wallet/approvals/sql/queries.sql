@@ -18,10 +18,15 @@ SELECT * FROM approval WHERE state = :state ORDER BY created_at, rowid;
 SELECT * FROM approval ORDER BY created_at DESC, rowid DESC LIMIT :count;
 
 -- load_usable --
--- What may cover an ask of an agent: what is approved, and what its request has begun to use.
+-- What may cover an ask of an agent: what is approved, what its request has begun to use, and what
+-- was used up by deposits into its channel.
 SELECT * FROM approval
 WHERE agent = :agent
-  AND (state = 'approved' OR (state = 'used' AND used_by_request = :request_id))
+  AND (
+    state = 'approved'
+    OR (state IN ('used', 'expired') AND used_by_request = :request_id)
+    OR (state = 'used' AND used_by_channel = :channel_id)
+  )
 ORDER BY created_at, rowid;
 
 -- load_same --

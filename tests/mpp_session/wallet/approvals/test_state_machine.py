@@ -29,6 +29,8 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "charge", "channel_id": None, "is_opening": False, "escrow": None, "tariff": None},
     {**SIGN, "channel_id": ONE, "request_id": "r1"},
     {**SIGN, "channel_id": ONE, "request_id": "r2"},
+    {**SIGN, "channel_id": ONE, "request_id": "r1", "is_first": False},
+    {**SIGN, "channel_id": TWO, "request_id": "r2", "is_first": False},
 ]
 
 
@@ -36,13 +38,16 @@ KINDS: list[dict[str, Any]] = [
 def asks(draw: st.DrawFn) -> Ask:
     """Return one of few asks, so that many of them are about the same terms."""
     kind = draw(st.sampled_from(KINDS))
-    amount = draw(st.sampled_from([2, 5])) * (10 if "request_id" in kind else M)
+    is_sign = kind.get("kind") == "sign"
+    amount = draw(st.sampled_from([2, 5])) * (10 if is_sign else M)
+    before = draw(st.sampled_from([0, 7])) if is_sign else 0
     return ask_of(
         **kind,
         agent=draw(st.sampled_from(["scout", "lead"])),
         task=draw(st.sampled_from(["t1", "t1", "t2"])),
         path=draw(st.sampled_from(["/search", "/search", "/extract"])),
         amount=amount,
+        total=before + amount,
         request_total=amount,
     )
 
@@ -70,11 +75,14 @@ class Known(msgspec.Struct):
     state: State
     until: float
     policy: int
+    is_raise: bool = False
     again_at: float = 0
     votes: dict[Decider, tuple[str, int, str]] = msgspec.field(default_factory=dict)
     approved: int = 0
     scope: str = "once"
     uses: list[Ask] = msgspec.field(default_factory=list)
+    request_id: str = ""
+    """Whose vouchers it covers."""
 
     @property
     def used(self) -> int:
@@ -95,6 +103,11 @@ def is_same(first: Ask, second: Ask) -> bool:
     same = seen(first, *TERMS, "is_opening") == seen(second, *TERMS, "is_opening")
     is_top_up = first.kind == "deposit" and not first.is_opening
     return same and (not is_top_up or first.channel_id == second.channel_id)
+
+
+def is_deposit(each: Known, ask: Ask) -> bool:
+    """Whether an approval is of a deposit that may pay for a voucher."""
+    return each.ask.kind == "deposit" and ask.kind == "sign"
 
 
 class Machine(RuleBasedStateMachine):
@@ -147,14 +160,18 @@ class Machine(RuleBasedStateMachine):
                         each.again_at = each.until + 900
                     each.state = State.EXPIRED
 
-    @rule(ask=asks())
-    def request(self, ask: Ask) -> None:
-        decision = decision_of(Code.ENVELOPE_EXCEEDED if ask.kind == "sign" else Code.ANOMALY_HELD)
+    @rule(ask=asks(), is_raise=st.booleans())
+    def request(self, *, ask: Ask, is_raise: bool) -> None:
+        decision = decision_of(Code.ENVELOPE_EXCEEDED if is_raise else Code.APPROVAL_PENDING)
         error = self.file.run(lambda db: self.approvals.request(db, ask, decision, self.now))
         self.lapse()
         amount = 100 if ask.kind == "sign" else ask.amount
         about = {name: each for name, each in self.known.items() if is_same(each.ask, ask)}
-        joined = {n for n, e in about.items() if e.state == State.PENDING and e.amount >= amount}
+        joined = {
+            name
+            for name, e in about.items()
+            if e.state == State.PENDING and e.amount >= amount and e.is_raise >= is_raise
+        }
         refused = any(self.now < e.again_at for e in about.values())
         partial = any(
             e.state == State.APPROVED and not e.uses and e.approved < min(e.amount, amount)
@@ -172,7 +189,8 @@ class Machine(RuleBasedStateMachine):
             assert len(mine) < PENDING_MAX
             until = self.now + 900
             assert error.expires_at == until
-            self.known[error.approval_id] = Known(ask, amount, State.PENDING, until, self.policy)
+            known = Known(ask, amount, State.PENDING, until, self.policy, is_raise)
+            self.known[error.approval_id] = known
             return
         assert isinstance(error, PolicyRefusedError)
         if error.code == Code.APPROVALS_FULL:
@@ -197,7 +215,7 @@ class Machine(RuleBasedStateMachine):
         amount = each.amount if share is None else each.amount * share // 2
         may = by.kind == "person" and by.id in {"mia", "bob"}
         if by.kind == "agent":
-            limit = verdict == "deny" or (amount <= 3 * M and each.ask.kind != "sign")
+            limit = verdict == "deny" or (amount <= 3 * M and not each.is_raise)
             may = by.id != each.ask.agent and each.ask.agent in SUPERVISOR.may_approve and limit
         if verdict == "approve":
             may = may and amount > 0 and (scope != "once" or amount <= each.amount)
@@ -234,50 +252,83 @@ class Machine(RuleBasedStateMachine):
         assert record.state == each.state
 
     def covering(self, ask: Ask) -> set[str]:
-        found = set()
-        for name, each in self.known.items():
-            if each.policy != self.policy or self.now >= each.until:
-                continue
-            if ask.kind != each.ask.kind or each.used + ask.amount > each.approved:
-                continue
-            first = each.uses[0] if each.uses else None
-            if each.scope == "window":
-                fits = seen(each.ask, *TERMS) == seen(ask, *TERMS)
-            elif each.scope == "channel" and first:
-                payee = seen(each.ask, *PAYEE) == seen(ask, *PAYEE)
-                fits = payee and ask.channel_id == first.channel_id
-            else:
-                fits = is_same(each.ask, ask)
-                if each.scope == "channel" and not each.ask.is_opening:
-                    fits = fits and ask.channel_id == each.ask.channel_id
-            is_over = each.state == State.USED and each.scope == "once"
-            if is_over:
-                fits = fits and ask.kind == "sign" and bool(first)
-                fits = fits and all(use.request_id == ask.request_id for use in each.uses)
-            if fits and each.state in {State.APPROVED, State.USED}:
-                found.add(name)
-        return found
+        return {
+            name
+            for name, each in self.known.items()
+            if each.policy == self.policy and self.covers(each, ask)
+        }
 
-    @rule(ask=asks())
-    def pay(self, ask: Ask) -> None:
+    def covers(self, each: Known, ask: Ask) -> bool:
+        last = each.uses[-1] if each.uses else None
+        is_own = last is not None and ask.kind == "sign" and each.request_id == ask.request_id
+        goes_on = is_own and not ask.is_first
+        is_in_time = self.now < each.until and each.state in {State.APPROVED, State.USED}
+        was_given = each.state in {State.APPROVED, State.USED, State.EXPIRED}
+        if not (is_in_time or (goes_on and was_given)):
+            return False
+        if is_deposit(each, ask):
+            return last is not None and self.pays_for(each, last, ask)
+        return (each.state != State.USED or is_own) and self.fits(each, ask)
+
+    def fits(self, each: Known, ask: Ask) -> bool:
+        """Whether an approval of the same kind of payment is for these terms, and enough."""
+        if ask.kind != each.ask.kind or each.used + ask.amount > each.approved:
+            return False
+        is_alike = seen(each.ask, *TERMS) == seen(ask, *TERMS)
+        if each.scope == "window":
+            return is_alike
+        if each.scope == "channel" and each.uses:
+            is_alike = is_alike or ask.kind == "deposit"
+            payee = seen(each.ask, *PAYEE) == seen(ask, *PAYEE)
+            return payee and is_alike and ask.channel_id == each.uses[0].channel_id
+        is_its_own = each.scope == "once" or each.ask.is_opening
+        return is_same(each.ask, ask) and (is_its_own or ask.channel_id == each.ask.channel_id)
+
+    def pays_for(self, each: Known, last: Ask, ask: Ask) -> bool:
+        """Whether an approved deposit pays for a voucher: of its terms, on its channel."""
+        terms = [name for name in TERMS if name != "kind"]
+        if last.channel_id != ask.channel_id or seen(each.ask, *terms) != seen(ask, *terms):
+            return False
+        is_unpaid = each.ask.is_opening and ask.total == ask.amount
+        return each.scope != "once" or each.request_id == ask.request_id or is_unpaid
+
+    @rule(ask=asks(), is_raise=st.booleans())
+    def pay(self, *, ask: Ask, is_raise: bool) -> None:
         covering = self.covering(ask)
-        found = self.file.run(lambda db: self.approvals.valid(db, ask, self.policy, self.now))
+        found = self.file.run(
+            lambda db: self.approvals.valid(db, ask, self.policy, self.now, is_raise=is_raise)
+        )
         assert (found is not None) == bool(covering)
-        used = self.file.run(lambda db: self.approvals.use(db, ask, self.now))
+        used = self.file.run(lambda db: self.approvals.use(db, ask, self.now, is_raise=is_raise))
         assert used == (found and found.id)
-        if found is not None:
-            assert found.id in covering
-            each = self.known[found.id]
-            assert found.amount == each.approved - each.used
-            each.uses.append(ask)
-            if each.scope == "once" or each.used == each.approved:
-                each.state = State.USED
+        if found is None:
+            return
+        assert found.id in covering
+        raises = {
+            name: self.known[name].is_raise and not is_deposit(self.known[name], ask)
+            for name in covering
+        }
+        assert found.is_raise == raises[found.id]
+        assert found.is_raise == is_raise or is_raise not in raises.values()
+        each = self.known[found.id]
+        if is_deposit(each, ask):
+            assert found.amount == max(each.approved, ask.request_max)
+            if each.scope == "once":
+                each.request_id = ask.request_id
+            return
+        assert found.amount == each.approved - each.used
+        each.uses.append(ask)
+        each.request_id = ask.request_id
+        is_over = each.scope == "once" or each.used == each.approved
+        if is_over and each.state == State.APPROVED:
+            each.state = State.USED
 
     @precondition(lambda self: any(e.state == State.APPROVED for e in self.known.values()))
     @rule(pick=st.integers(0, 99))
     def pay_what_was_asked(self, pick: int) -> None:
         given = [each for each in self.known.values() if each.state == State.APPROVED]
-        self.pay(given[pick % len(given)].ask)
+        asked = given[pick % len(given)]
+        self.pay(ask=asked.ask, is_raise=asked.is_raise)
 
     @precondition(lambda self: self.known)
     @rule(pick=st.integers(0, 99), by=WHO)

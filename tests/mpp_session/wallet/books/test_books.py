@@ -364,10 +364,10 @@ class Question:
     def is_raise(self) -> bool:
         return True
 
-    def valid(self, *_: object) -> "Question | None":
+    def valid(self, *_: object, **_is_raise: bool) -> "Question | None":
         return None if self.given is None else self
 
-    def use(self, db: sqlite3.Connection, _ask: Ask, _now: float) -> str:
+    def use(self, db: sqlite3.Connection, _ask: Ask, _now: float, **_is_raise: bool) -> str:
         self.given = None
         db.execute("INSERT INTO question VALUES ('used')")
         return "q1"
