@@ -43,12 +43,15 @@ def is_deposit_of(record: Record, ask: Ask) -> bool:
 def amount_left(record: Record, ask: Ask) -> int:
     """Return the most that an ask may be for, in base units.
 
-    Of a deposit a request may spend what was approved, and what it was known to cost at most: a
-    top-up is for a part of that.
+    The request that a deposit was approved for may spend that much, and what it was known to cost
+    at most, of which a top-up is a part. Other requests may while what is signed of the channel in
+    all is not more than was approved: it may hold deposits that nobody was asked about.
     """
     if not is_deposit_of(record, ask):
         return record.left
-    return max(record.approved, ask.request_max) - (ask.request_total - ask.amount)
+    if _is_of_request(record, ask):
+        return max(record.approved, ask.request_max) - (ask.request_total - ask.amount)
+    return record.approved - (ask.total - ask.amount)
 
 
 def _is_of_request(record: Record, ask: Ask) -> bool:

@@ -22,6 +22,8 @@ from tests.mpp_session.wallet.books.small_policy import (
     CHAIN_ID,
     NOW,
     TOKEN,
+    UNBOUND,
+    context_of,
     deposit,
     key_of,
     sign_more,
@@ -48,6 +50,14 @@ class Wallet:
     async def open(self, number: int = 1, amount: int = 100, **options: Any) -> None:
         await deposit(self.view, number, amount, **options)
         await self.view.update(key_of(number), lambda record: replace(record, state="open"))
+
+    async def top_up(self, amount: int) -> None:
+        await self.view.update(
+            key_of(1),
+            lambda record: replace(record, goal=record.locked + amount),
+            locked=UNBOUND,
+            context=context_of(),
+        )
 
     async def sign(self, request_id: str, more: int, **options: Any) -> None:
         fields: dict[str, Any] = {"url": DEAR, "cost_max": 12} | options
@@ -148,13 +158,17 @@ async def test_a_deposit_that_was_approved_for_a_request_pays_for_it(
             await wallet.sign("r3", 5)
     else:
         await wallet.sign("r3", 5)
-    await wallet.open(2, url="https://api.example/joke")
+    await wallet.open(2, 50, url="https://api.example/joke")
     for changes in ({"url": DEAR + "er"}, {"method": "GET"}, {"number": 2}):
         with question():
             await wallet.sign("r4", 5, **changes)
+    await wallet.top_up(50)
+    await wallet.sign("r0", 80, url="https://api.example/joke")
+    with question():  # which would be paid from a deposit that nobody was asked about
+        await wallet.sign("r5", 9)
     wallet.now += 3_700
     with question():
-        await wallet.sign("r5", 5)
+        await wallet.sign("r5", 1)
     await wallet.books.close()
 
 
