@@ -43,15 +43,17 @@ def is_deposit_of(record: Record, ask: Ask) -> bool:
 def amount_left(record: Record, ask: Ask) -> int:
     """Return the most that an ask may be for, in base units.
 
-    The request that a deposit was approved for may spend that much, and what it was known to cost
-    at most, of which a top-up is a part. Other requests may while what is signed of the channel in
-    all is not more than was approved: it may hold deposits that nobody was asked about.
+    The request that a deposit was approved for may spend that much, or what the question said that
+    it costs at most: a top-up may be a part of it. Other requests may while what is signed of the
+    channel in all is not more than was approved: it may hold deposits that nobody was asked about.
     """
     if not is_deposit_of(record, ask):
         return record.left
-    if _is_of_request(record, ask):
-        return max(record.approved, ask.request_max) - (ask.request_total - ask.amount)
-    return record.approved - (ask.total - ask.amount)
+    if not _is_of_request(record, ask):
+        return record.approved - (ask.total - ask.amount)
+    is_full = record.approved >= record.question.amount
+    most = max(record.approved, record.question.request_max) if is_full else record.approved
+    return most - (ask.request_total - ask.amount)
 
 
 def _is_of_request(record: Record, ask: Ask) -> bool:

@@ -114,6 +114,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an approval lets the payment go beyond an envelope."""
     policy_revision: int
     policy_hash: str
+    request_max: int = 0
+    """What the request costs at most, in base units, where it is known; a top-up may be less."""
 
     @property
     def left_after(self) -> int | None:

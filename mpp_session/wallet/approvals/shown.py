@@ -66,6 +66,7 @@ def lines(record: Record, rules: ApprovalRules) -> list[Line]:
         Line("Paid to", f"0x{question.recipient.hex()} on chain {question.chain_id}"),
         Line("Token", f"0x{question.token.hex()}"),
         *_prices(question, unit),
+        *_cost(question, unit),
         *_left(question, unit),
         Line("Task", visible(question.task), is_agents=True),
         Line("For agent", visible(question.on_behalf_of), is_agents=True),
@@ -89,6 +90,13 @@ def _prices(question: Question, unit: TokenUnit) -> list[Line]:
     prices += [f"at least {unit.format(tariff.minimum)}"] if tariff.minimum else []
     prices += [] if tariff.maximum is None else [f"at most {unit.format(tariff.maximum)}"]
     return [Line("Prices", visible("; ".join(prices)))]
+
+
+def _cost(question: Question, unit: TokenUnit) -> list[Line]:
+    """Return what the request costs at most, where the deposit is only a part of it."""
+    if question.ask != "deposit" or question.request_max <= question.amount:
+        return []
+    return [Line("The request costs", f"at most {unit.format(question.request_max)}")]
 
 
 def _left(question: Question, unit: TokenUnit) -> list[Line]:

@@ -404,6 +404,7 @@ class Approvals:
             is_raise=decision.code in _RAISES,
             policy_revision=self.rules.policy_revision,
             policy_hash=self.rules.policy_hash,
+            request_max=ask.request_max,
         )
 
     def _change(self, db: sqlite3.Connection, record: Record, now: float) -> Record:

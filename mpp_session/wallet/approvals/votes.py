@@ -74,11 +74,13 @@ def _require_supervisor(question: Question, vote: Vote, rules: ApprovalRules) ->
     if question.is_raise:
         raise ApprovalError("An envelope is its owner's limit: only people may lift it.")
     most = supervisor.approve_max.get((question.chain_id, question.token), 0)
-    if vote.amount > most:
+    # A deposit that is approved also pays for its request, of which a top-up is a part.
+    covered = max(vote.amount, question.request_max if question.ask == "deposit" else 0)
+    if covered > most:
         unit = rules.unit(question.chain_id, question.token)
         raise ApprovalError(
             f"The agent {name!r} may approve {unit.format(most)} and not "
-            f"{unit.format(vote.amount)} (`approve_max`): ask a person."
+            f"{unit.format(covered)} (`approve_max`): ask a person."
         )
 
 

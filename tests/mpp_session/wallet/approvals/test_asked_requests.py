@@ -13,6 +13,7 @@ from channel.client.store.sqlite import PaymentStore
 from channel.errors import ApprovalPendingError, PolicyRefusedError
 from mpp_session.wallet.approvals.record import Record, State
 from mpp_session.wallet.approvals.rules import rules_of
+from mpp_session.wallet.approvals.shown import Line, lines
 from mpp_session.wallet.approvals.store import Approvals
 from mpp_session.wallet.audit.trail import Trail
 from mpp_session.wallet.books.books import WalletBooks
@@ -51,12 +52,12 @@ class Wallet:
         await deposit(self.view, number, amount, **options)
         await self.view.update(key_of(number), lambda record: replace(record, state="open"))
 
-    async def top_up(self, amount: int) -> None:
+    async def top_up(self, amount: int, **options: Any) -> None:
         await self.view.update(
             key_of(1),
             lambda record: replace(record, goal=record.locked + amount),
             locked=UNBOUND,
-            context=context_of(),
+            context=context_of(**options),
         )
 
     async def sign(self, request_id: str, more: int, **options: Any) -> None:
@@ -169,6 +170,22 @@ async def test_a_deposit_that_was_approved_for_a_request_pays_for_it(
     wallet.now += 3_700
     with question():
         await wallet.sign("r5", 1)
+    await wallet.books.close()
+
+
+async def test_a_top_up_that_was_approved_pays_what_the_question_said(tmp_path: Path) -> None:
+    """Not what the request may cost when it is sent again."""
+    wallet = await open_wallet(tmp_path)
+    await wallet.open(amount=60)
+    with question() as asked:
+        await wallet.top_up(5, url=DEAR, cost_max=12)
+    record = await wallet.answer(asked[0])
+    assert Line("The request costs", "at most 12 USDC") in lines(record, wallet.approvals.rules)
+    await wallet.top_up(5, url=DEAR, cost_max=50, request_id="r2")
+    await wallet.sign("r2", 7, cost_max=50)
+    await wallet.sign("r2", 5, cost_max=50)
+    with question():
+        await wallet.sign("r2", 1, cost_max=50)
     await wallet.books.close()
 
 

@@ -244,6 +244,7 @@ def test_so_many_distinct_people_must_agree(file: WalletFile) -> None:
     [
         (ask_of(amount=3 * M + 1), "lead", "approve_max"),
         (ask_of(amount=M, token=Address(bytes(20))), "lead", "approve_max"),
+        (ask_of(amount=M, request_max=3 * M + 1, is_opening=False), "lead", "approve_max"),
         (ask_of(amount=M, agent="lead"), "lead", "its own question"),
         (ask_of(amount=M, on_behalf_of="lead"), "lead", "its own question"),
         (ask_of(amount=M, agent="other"), "lead", "may_approve"),
