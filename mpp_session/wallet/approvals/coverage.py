@@ -45,7 +45,7 @@ def amount_left(record: Record, ask: Ask) -> int:
 
     The request that a deposit was approved for may spend that much, or what the question said that
     it costs at most: a top-up may be a part of it. Other requests may while what is signed of the
-    channel in all is not more than was approved: it may hold deposits that nobody was asked about.
+    channel in all is not more than was approved: it may hold deposits without a question.
     """
     if not is_deposit_of(record, ask):
         return record.left
@@ -65,7 +65,7 @@ def _is_of_request(record: Record, ask: Ask) -> bool:
 def _is_paid_from(record: Record, ask: Ask) -> bool:
     """Whether the voucher is on the channel of the deposit, for the terms that were shown.
 
-    For `once` also for the very request: nobody is asked twice about one purchase. A request that
+    For `once` also for the very request: one purchase is one question. A request that
     is sent again takes its place while nothing was paid from the channel that was opened for it.
     """
     if record.used_by_channel is None or record.used_by_channel != ask.channel_id:

@@ -106,7 +106,7 @@ def question() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("tables", [{}, {"rule": [ALLOW], "default": "ask"}])
-async def test_a_channel_that_another_path_opened_pays_for_no_request_that_nobody_allowed(
+async def test_a_channel_that_another_path_opened_pays_for_no_request_without_a_question(
     tmp_path: Path, tables: dict[str, Any]
 ) -> None:
     """The question is about all that the request may cost, and its later vouchers are not asked."""
@@ -165,7 +165,7 @@ async def test_a_deposit_that_was_approved_for_a_request_pays_for_it(
             await wallet.sign("r4", 5, **changes)
     await wallet.top_up(50)
     await wallet.sign("r0", 80, url="https://api.example/joke")
-    with question():  # which would be paid from a deposit that nobody was asked about
+    with question():  # which the top-up would pay, and it was no question
         await wallet.sign("r5", 9)
     wallet.now += 3_700
     with question():

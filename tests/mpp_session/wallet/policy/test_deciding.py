@@ -315,7 +315,7 @@ def test_an_agent_names_its_own_tasks_and_no_other_agent_s() -> None:
     agents = {
         "research-3": agent(),
         "news": agent("news", tasks=["news-*", "shared", "a", "b"]),
-        "desk": agent("desk", tasks=["shared"]),
+        "press": agent("press", tasks=["shared"]),
     }
     of = policy(allow(match={"task": ["*"]}), agent=agents)
     allowed = {
@@ -329,14 +329,14 @@ def test_an_agent_names_its_own_tasks_and_no_other_agent_s() -> None:
     assert allowed == {
         "research-3": ["free", ""],
         "news": ["news-1", "shared", ""],
-        "desk": ["shared", ""],
+        "press": ["shared", ""],
     }
-    for name in ("research-3", "desk"):
+    for name in ("research-3", "press"):
         one = ask(agent=name, purpose=Purpose(task="news-1"))
         refused = decide(of, one, Snapshot(approved=10**9))
         assert (refused.code, refused.field) == (Code.TASK_NOT_ALLOWED, f"agent.{name}.tasks")
         assert refused.field in refused.reason
-    frozen = Snapshot(frozen=frozenset({"agent desk"}))
+    frozen = Snapshot(frozen=frozenset({"agent press"}))
     assert decide(of, one, frozen).code == Code.FROZEN
 
 

@@ -340,7 +340,7 @@ def test_a_decision_follows_its_snapshot(
     if without.action == "ask" and is_granted:
         assert ask.is_commitment or "envelope" in without.field
     if without.action == "allow" and ask.is_first and ask.request_max:
-        assert is_granted, "a person has seen it"
+        assert is_granted, "else it is a question"
 
     turned = copy.deepcopy(content)
     turned["rule"].reverse()
