@@ -78,7 +78,8 @@ def test_the_page_for_contributors_has_the_layers_and_names_files_that_exist() -
     }
     assert stated == checked
     files = re.findall(r"`((?:channel|settlement|mpp_session|tests)/[\w/.]+)`", text)
-    assert [name for name in files if not (ROOT / name).exists()] == []
+    made = "node_modules"  # by the set-up, when a test needs it
+    assert [name for name in files if not (ROOT / name).exists() and made not in name] == []
 
 
 def test_ci_runs_the_tests_on_every_python_that_users_may_have() -> None:

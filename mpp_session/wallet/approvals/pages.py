@@ -84,7 +84,7 @@ def answer_page(
         verdict: The answer.
         rules: Of the policy in force.
         action: Where the form goes.
-        hidden: What it carries along: the proof that whoever sends it may.
+        hidden: What it carries along: the proof that its sender may.
         has_scope: Whether the answer may be for more than this payment.
         fault: What was wrong with the form that was sent.
     """

@@ -50,7 +50,7 @@ class ApprovalError(CommandError):
 
 
 class Decider(msgspec.Struct, frozen=True):
-    """Who answers. Whoever calls must have authenticated it."""
+    """Who answers. The caller has authenticated them."""
 
     kind: Literal["person", "agent"]
     id: str

@@ -33,7 +33,7 @@ class Line(msgspec.Struct, frozen=True):
     name: str
     text: str
     is_agents: bool = False
-    """The agent's own words, which nobody has checked."""
+    """The agent's own words, which are not checked."""
 
 
 def visible(text: str, chars: int = _SHOWN) -> str:

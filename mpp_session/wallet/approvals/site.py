@@ -227,7 +227,7 @@ class ApprovalSite:
             raise ApprovalError("This wallet sends no messages, so it takes no answers to them.")
         if verdict == "approve" and self._approvals.rules.quorum > 1:
             raise ApprovalError(
-                "Several people must approve this: each logs in, since a token names nobody."
+                "Several people must approve this: each logs in, since a token names no person."
             )
         return self._tokens.require(record, verdict, token, self._now())
 

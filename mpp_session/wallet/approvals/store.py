@@ -233,7 +233,7 @@ class Approvals:
             if not self._is_of_policy(record):
                 comment = "the policy has changed since it was asked"
             elif record.expires_at <= now and record.state == State.PENDING:
-                comment = "nobody answered in time"
+                comment = "no answer came in time"
                 again_at = record.expires_at + self.rules.timeout_s
             elif record.expires_at <= now:
                 comment = "it was not used in time"
@@ -261,7 +261,7 @@ class Approvals:
         return rows.read_records(db, "load_by_state", state=State.PENDING)
 
     def recent(self, db: sqlite3.Connection, count: int) -> list[Record]:
-        """Return the newest records, whatever their state, newest first."""
+        """Return the newest records of every state, newest first."""
         return rows.read_records(db, "load_recent", count=count)
 
     # For messages.

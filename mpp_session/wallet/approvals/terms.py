@@ -65,8 +65,8 @@ def terms_of(ask: Ask) -> Terms:
 def amount_in_question(ask: Ask) -> int:
     """Return how much people are asked about, in base units.
 
-    A voucher raises what is signed by a small step, and nobody is asked for each: the question is
-    about everything that its request may still cost.
+    A voucher raises what is signed by a small step, and people are not asked for each: the question
+    is about everything that its request may still cost.
     """
     if ask.kind != "sign":
         return ask.amount

@@ -1,4 +1,4 @@
-"""One-time tokens: whoever holds one may give one answer to one question, once, in time."""
+"""One-time tokens: the holder of one may give one answer to one question, once, in time."""
 
 import hashlib
 import hmac

@@ -41,7 +41,7 @@ def require_context(context: PaymentContext | None) -> PaymentContext:
 def reach_ask(agent: str, request: WalletRequest, *, method: str, url: str, at: float) -> Ask:
     """Return what is asked of the policy before a request is sent: nothing is paid yet."""
     parts = urlsplit(url)
-    nobody = Address(bytes(20))
+    no_account = Address(bytes(20))
     return Ask(
         kind="sign",
         agent=agent,
@@ -51,8 +51,8 @@ def reach_ask(agent: str, request: WalletRequest, *, method: str, url: str, at: 
         path=parts.path or "/",
         purpose=request.purpose,
         chain_id=0,
-        token=nobody,
-        recipient=nobody,
+        token=no_account,
+        recipient=no_account,
         escrow=None,
         tariff=None,
         request_max=0,

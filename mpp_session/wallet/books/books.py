@@ -13,7 +13,7 @@ from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
 from channel.errors import ConfigError
 from channel.types import Address, ChannelId, ChannelKey
-from mpp_session.wallet.books.guard import MINUTE_S, AgentGuard, Desk
+from mpp_session.wallet.books.guard import MINUTE_S, AgentGuard, Decisions
 from mpp_session.wallet.books.lock import lock_wallet, unlock_wallet
 from mpp_session.wallet.books.parts import (
     ApprovalsPart,
@@ -104,11 +104,11 @@ class WalletBooks:
     """
 
     def __init__(
-        self, store: PaymentStore, desk: Desk, lock: int, now: Callable[[], float]
+        self, store: PaymentStore, decisions: Decisions, lock: int, now: Callable[[], float]
     ) -> None:
         self.store = store
         """The whole file, without a guard: for reading and for the owner's commands."""
-        self._desk = desk
+        self._decisions = decisions
         self._lock = lock
         self._now = now
 
@@ -142,7 +142,7 @@ class WalletBooks:
             ConfigError: The file knows a newer policy, or another one of the same revision.
         """
         path = Path(path)
-        desk = Desk(
+        decisions = Decisions(
             policy,
             decide=decide,
             counters_for=counters_for,
@@ -157,7 +157,7 @@ class WalletBooks:
         except BaseException:
             unlock_wallet(lock)
             raise
-        books = cls(store, desk, lock, now)
+        books = cls(store, decisions, lock, now)
         try:
             await store.transact(lambda db: books._begin(db, [SCHEMA, *schemas]))
         except BaseException:
@@ -175,7 +175,7 @@ class WalletBooks:
     @property
     def policy(self) -> PolicyLike:
         """The policy in force."""
-        return self._desk.policy
+        return self._decisions.policy
 
     async def reload(self, policy: PolicyLike) -> None:
         """Decide by another policy from the next ask on.
@@ -183,21 +183,21 @@ class WalletBooks:
         Raises:
             ConfigError: It is older, or has the revision of another one.
         """
-        at, before = self._now(), self._desk.policy
+        at, before = self._now(), self._decisions.policy
 
         def change(db: sqlite3.Connection) -> None:
             self._put_in_force(db, policy, at)
-            self._desk.policy = policy  # before any other transaction of this thread
+            self._decisions.policy = policy  # before any other transaction of this thread
 
         try:
             await self.store.transact(change)
         except BaseException:
-            self._desk.policy = before
+            self._decisions.policy = before
             raise
 
     def guard(self, agent: str) -> AgentGuard:
         """Return the guard of one agent's payments."""
-        return AgentGuard(agent, self._desk, self._now)
+        return AgentGuard(agent, self._decisions, self._now)
 
     def view(self, agent: str) -> PaymentStore:
         """Return the payment store of one agent: its own channels, behind its guard."""
@@ -207,19 +207,19 @@ class WalletBooks:
 
     def begin_stream(self, agent: str, origin: str, request_id: str) -> None:
         """Count a stream until `end_stream`; a second call does nothing."""
-        self._desk.running.begin_stream(agent, origin, request_id)
+        self._decisions.running.begin_stream(agent, origin, request_id)
 
     def end_stream(self, request_id: str) -> None:
         """Count a stream no more; a second call does nothing."""
-        self._desk.running.end_stream(request_id)
+        self._decisions.running.end_stream(request_id)
 
     def paid(self, request_id: str) -> int:
         """Return what was signed or charged for a request that ran lately, in base units."""
-        return self._desk.running.total(request_id) or 0
+        return self._decisions.running.total(request_id) or 0
 
     def end_request(self, request_id: str) -> None:
         """Count the stream of a request no more; a second call does nothing."""
-        self._desk.running.end_request(request_id)
+        self._decisions.running.end_request(request_id)
 
     # The owner's commands.
 
@@ -244,7 +244,7 @@ class WalletBooks:
         def change(db: sqlite3.Connection) -> bool:
             found = db.execute(QUERIES["delete_stop"], {"scope": scope}).rowcount > 0
             if found:
-                self._desk.trail.append(
+                self._decisions.trail.append(
                     db, "freeze", at=at, scope=scope, action="unfreeze", reason=reason, by=by
                 )
             return found
@@ -275,7 +275,7 @@ class WalletBooks:
         def change(db: sqlite3.Connection) -> None:
             if db.execute(QUERIES["add_stop"], values).rowcount > 0:
                 at = self._now()
-                self._desk.trail.append(
+                self._decisions.trail.append(
                     db, kind, at=at, scope=scope, action=kind, reason=reason, by=by
                 )
 
@@ -319,13 +319,13 @@ class WalletBooks:
         Raises:
             PolicyRefusedError: It may not. The refusal is in the trail.
         """
-        error = await self.store.transact(lambda db: self._desk.check(db, ask, judge))
+        error = await self.store.transact(lambda db: self._decisions.check(db, ask, judge))
         if error is not None:
             raise error
 
     async def what_if(self, ask: Ask) -> tuple[Snapshot, Decision]:
         """Return what an ask would be decided by now, and how; nothing is booked."""
-        return await self.store.transact(lambda db: self._desk.explain(db, ask))
+        return await self.store.transact(lambda db: self._decisions.explain(db, ask))
 
     # In a transaction.
 
@@ -335,9 +335,9 @@ class WalletBooks:
             for statement in schema.split(";"):
                 db.execute(statement)
         now = self._now()
-        self._put_in_force(db, self._desk.policy, now)
+        self._put_in_force(db, self._decisions.policy, now)
         for row in db.execute(QUERIES["load_ended"]).fetchall():  # by another tool
-            self._desk.end_channel(
+            self._decisions.end_channel(
                 db,
                 _key(row),
                 signed=unpack(row["signed"]),
@@ -359,8 +359,8 @@ class WalletBooks:
                 )
         values = {"revision": policy.revision, "hash": policy.hash, "since": at}
         db.execute(QUERIES["store_policy"], values)
-        self._desk.count_deposits(db, policy, at)
-        self._desk.trail.append(
+        self._decisions.count_deposits(db, policy, at)
+        self._decisions.trail.append(
             db, "policy", at=at, policy_revision=policy.revision, policy_hash=policy.hash
         )
 
@@ -387,10 +387,10 @@ class WalletBooks:
         found = []
         for name, envelope in self.policy.envelopes.items():
             scope, token = f"envelope {name}", envelope.token
-            locked = self._desk.sums.read(db, Counter("locked", scope, token), now).total
+            locked = self._decisions.sums.read(db, Counter("locked", scope, token), now).total
             for counter in _spent_counters(db, scope, envelope):
-                spent = self._desk.sums.read(db, counter, now)
-                release = self._desk.sums.next_release(db, spent, now)
+                spent = self._decisions.sums.read(db, counter, now)
+                release = self._decisions.sums.next_release(db, spent, now)
                 found.append(
                     BudgetState(
                         envelope=name,

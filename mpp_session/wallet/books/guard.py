@@ -52,7 +52,7 @@ from mpp_session.wallet.types import (
     WalletRequest,
 )
 
-__all__ = ["AgentGuard", "Desk"]
+__all__ = ["AgentGuard", "Channel", "Decisions", "LazySums", "RefusedError"]
 
 MINUTE_S: Final = 60
 _RAISES: Final = frozenset({Code.ENVELOPE_EXCEEDED, Code.LOCKED_EXCEEDED})
@@ -103,7 +103,7 @@ class Channel(NamedTuple):
     is_live: bool
 
 
-class Desk:
+class Decisions:
     """Where all agents' asks are decided: the policy in force, the sums, and the other parts.
 
     Every method with a connection runs in a transaction that its caller opened.
@@ -150,7 +150,7 @@ class Desk:
             self._watch.learn(db, ask, is_approved=bool(approval))
 
     def agree_again(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord) -> None:
-        """Decide about a deposit that was allowed before; nobody is asked a second time.
+        """Decide about a deposit that was allowed before; people are not asked a second time.
 
         Raises:
             RefusedError: The policy refuses it now.
@@ -349,9 +349,9 @@ class Desk:
 class AgentGuard:
     """Guards the payments of one agent; see `channel.client.store.guard`."""
 
-    def __init__(self, agent: str, desk: Desk, now: Callable[[], float]) -> None:
+    def __init__(self, agent: str, decisions: Decisions, now: Callable[[], float]) -> None:
         self._agent = agent
-        self._desk = desk
+        self._decisions = decisions
         self._now = now
 
     def deposit(
@@ -362,13 +362,13 @@ class AgentGuard:
         context: PaymentContext | None,
     ) -> None:
         """Decide about an opening, a top-up, or one of them once more; see `Guard`."""
-        context, desk = require_context(context), self._desk
-        total = desk.running.total(request_id_of(context)) or 0
+        context, decisions = require_context(context), self._decisions
+        total = decisions.running.total(request_id_of(context)) or 0
         ask = deposit_ask(self._agent, before, after, context, request_total=total, at=self._now())
         if before is not None and before.locked == after.locked:
-            desk.agree_again(db, ask, after)
+            decisions.agree_again(db, ask, after)
             return
-        desk.agree(db, ask, after)
+        decisions.agree(db, ask, after)
         self._record_change(db, before, after, ask.at)
 
     def sign(
@@ -379,20 +379,20 @@ class AgentGuard:
         context: PaymentContext | None,
     ) -> None:
         """Decide about a voucher; see `Guard`."""
-        context, desk = require_context(context), self._desk
-        total = desk.running.total(request_id_of(context))
+        context, decisions = require_context(context), self._decisions
+        total = decisions.running.total(request_id_of(context))
         ask = sign_ask(self._agent, before, after, context, request_total=total, at=self._now())
-        desk.agree(db, ask, after)
+        decisions.agree(db, ask, after)
         self._remember(ask, context)
 
     def charge(
         self, db: sqlite3.Connection, record: ChargeRecord, context: PaymentContext | None
     ) -> None:
         """Decide about a payment for one request; see `Guard`."""
-        context, desk = require_context(context), self._desk
-        total = desk.running.total(request_id_of(context))
+        context, decisions = require_context(context), self._decisions
+        total = decisions.running.total(request_id_of(context))
         ask = charge_ask(self._agent, record, context, request_total=total, at=self._now())
-        desk.agree(db, ask)
+        decisions.agree(db, ask)
         self._remember(ask, context)
 
     def change(self, db: sqlite3.Connection, before: ChannelRecord, after: ChannelRecord) -> None:
@@ -400,7 +400,7 @@ class AgentGuard:
         at = self._now()
         self._record_change(db, before, after, at)
         if after.state == "closed":
-            self._desk.end_channel(
+            self._decisions.end_channel(
                 db,
                 after.key,
                 signed=after.signed,
@@ -409,25 +409,25 @@ class AgentGuard:
                 agent=self._agent,
             )
         elif before.locked != after.locked:
-            channel = self._desk.find_channel(db, after.key)
+            channel = self._decisions.find_channel(db, after.key)
             if channel is not None and after.locked < before.locked:
-                self._desk.sums.lower_locked(db, channel.number, after.locked)
+                self._decisions.sums.lower_locked(db, channel.number, after.locked)
             elif channel is not None:
                 increase = after.locked - before.locked
-                self._desk.sums.raise_locked(db, channel.number, increase)
+                self._decisions.sums.raise_locked(db, channel.number, increase)
 
     def refuse(
         self, db: sqlite3.Connection, context: PaymentContext | None, error: AgentError
     ) -> AgentError:
         """Record why a payment is refused, and ask people if they may allow it; see `Guard`."""
         if isinstance(error, RefusedError):
-            return self._desk.refuse(db, error)
-        at, desk = self._now(), self._desk
+            return self._decisions.refuse(db, error)
+        at, decisions = self._now(), self._decisions
         if isinstance(error, StoreError):
             return error
         code = error.code if isinstance(error, PolicyRefusedError) else Code.CLIENT_LIMIT
         if context is None:
-            desk.trail.append(
+            decisions.trail.append(
                 db, "refusal", at=at, agent=self._agent, code=str(code), reason=str(error)
             )
             return error
@@ -435,15 +435,15 @@ class AgentGuard:
             action="deny",
             code=Code(code),
             reason=str(error),
-            policy_revision=desk.policy.revision,
+            policy_revision=decisions.policy.revision,
         )
         ask = ask_of_refused(self._agent, context, error, at)
-        desk.refuse(db, RefusedError(ask, decision))
+        decisions.refuse(db, RefusedError(ask, decision))
         return error
 
     def _remember(self, ask: Ask, context: PaymentContext) -> None:
         """Count what a request has cost; more than it did if the commit fails now."""
-        running = self._desk.running
+        running = self._decisions.running
         running.store_total(ask.request_id, ask.request_total)
         if ask.is_stream and isinstance(context.purpose, WalletRequest):  # which ends it
             running.begin_stream(ask.agent, ask.origin, ask.request_id)
@@ -456,7 +456,7 @@ class AgentGuard:
         at: float,
     ) -> None:
         for kind, fields in describe_change(before, after):
-            self._desk.trail.append(db, kind, at=at, agent=self._agent, **fields)
+            self._decisions.trail.append(db, kind, at=at, agent=self._agent, **fields)
 
 
 def _add_channel(

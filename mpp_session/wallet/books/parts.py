@@ -187,7 +187,7 @@ class NoTrail:
 
 
 class NoApprovals:
-    """There is nobody to ask."""
+    """No person can be asked."""
 
     SCHEMA = ""
 
@@ -200,9 +200,9 @@ class NoApprovals:
     def request(
         self, _db: sqlite3.Connection, _ask: Ask, decision: Decision, _now: float
     ) -> AgentError:
-        """Refuse, because nobody answers."""
+        """Refuse, because no answer can come."""
         return PolicyRefusedError(
-            f"{decision.reason} It needs an approval, and this wallet asks nobody.",
+            f"{decision.reason} It needs an approval, and this wallet asks no one.",
             code=decision.code,
             field=decision.field or None,
             asked=decision.asked,

@@ -241,7 +241,7 @@ def _number_checks(rule: Rule, facts: Facts, snapshot: Snapshot) -> Iterator[Che
         yield Check(
             field=f"rule.{rule.name}.cap.channels",
             code=Code.CHANNELS_EXCEEDED,
-            what="channels with this origin at once",
+            what="channels with this origin at the same time",
             limit=caps.channels,
             used=max(0, snapshot.channels),
             asked=1,
@@ -251,7 +251,7 @@ def _number_checks(rule: Rule, facts: Facts, snapshot: Snapshot) -> Iterator[Che
         yield Check(
             field=f"rule.{rule.name}.cap.streams",
             code=Code.STREAMS_EXCEEDED,
-            what="streams with this origin at once",
+            what="streams with this origin at the same time",
             limit=caps.streams,
             used=max(0, snapshot.streams),
             asked=1,

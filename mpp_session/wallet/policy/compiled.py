@@ -147,7 +147,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def may_grant(self) -> bool:
-        """Whether what it matches is allowed by it, at once or after an approval.
+        """Whether what it matches is allowed by it, with or without an approval.
 
         One that asks about what is new grants nothing: with the first payment it would match no
         longer. It adds a question to what another rule allows.

@@ -3,7 +3,7 @@
 The order: freeze; the agent known, not revoked, not expired, and its task its own to name; what no
 rule could allow; rules that deny; a rule that allows; hard caps of every rule that matches and
 every envelope up to the roots; breaker; what people are asked about; allowed. Hard caps come before
-people, since nobody should be asked for what an approval cannot permit. Deny beats ask, ask beats
+people, since no question should be about what an approval cannot permit. Deny beats ask, ask beats
 allow, and the order of the rules is of no account.
 """
 

@@ -1,6 +1,6 @@
 """Says in words what a change of the policy makes looser and what tighter (pure).
 
-A change that cannot be ordered, such as another recipient, counts as looser: somebody should read
+A change that cannot be ordered, such as another recipient, counts as looser: a person should read
 it.
 """
 

@@ -25,6 +25,7 @@ __all__ = [
     "PolicyFile",
     "RateTable",
     "RuleTable",
+    "Table",
     "TokenTable",
     "TripTable",
     "WebhookTable",
@@ -228,7 +229,7 @@ class BreakerTable(Table, frozen=True, kw_only=True):
 class AnomalyTable(Table, frozen=True, kw_only=True):
     """What becomes of a payment that is unusual for its agent."""
 
-    action: Literal["ask", "pause", "note"] = "note"
+    action: Literal["ask", "pause", "note"] = "ask"
     warm_up: Annotated[int, Meta(ge=1, le=100_000)] = 30
 
 

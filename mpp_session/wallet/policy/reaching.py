@@ -69,7 +69,7 @@ def _granting(policy: WalletPolicy, agent: str, snapshot: Snapshot) -> Iterator[
 
 
 def _denies(rule: Rule, ask: Ask, origin: str) -> bool:
-    """Whether a rule denies a request whatever it would cost, and to whom."""
+    """Whether a rule denies a request at any price and for any payee."""
     if rule.action != "deny" or _limits_payment(rule):
         return False
     if not is_canonical_path(ask.path) and rule.match.path is not None:

@@ -10,7 +10,7 @@ from mpp_session.dashboard.access import Access
 from mpp_session.dashboard.token_file import read_or_make_token
 from mpp_session.settings import Secret
 from mpp_session.settings.admin import TOKEN_CHARS_MIN
-from mpp_session.wallet.approvals.desk import OWNER, ApprovalDesk
+from mpp_session.wallet.approvals.inbox import OWNER, ApprovalInbox
 from mpp_session.wallet.approvals.webhook import Webhook
 from mpp_session.wallet.server.opening import WalletSettings
 from mpp_session.wallet.server.parts import Addition
@@ -24,14 +24,14 @@ APPROVERS: Final = "approvers"
 _PERSON: Final = re.compile("[a-z0-9][a-z0-9._-]{0,63}")
 
 
-def build_additions(approvals: ApprovalDesk) -> list[Addition]:
+def build_additions(approvals: ApprovalInbox) -> list[Addition]:
     """Return what other parts add to a wallet, in the order in which routes are tried."""
     return [approvals]
 
 
 def open_approvals(
     wallet: RunningWallet, settings: WalletSettings, owner: Secret, opened: contextlib.ExitStack
-) -> ApprovalDesk:
+) -> ApprovalInbox:
     """Return the approvals of a wallet, with their pages' socket open if they have any.
 
     Raises:
@@ -41,7 +41,7 @@ def open_approvals(
     page = None
     if settings.approvals is not None:
         page = opened.enter_context(listen_on_port(*settings.approvals))
-    return ApprovalDesk(
+    return ApprovalInbox(
         wallet.approvals,
         wallet.books.store.transact,
         webhook=_webhook(wallet, settings),

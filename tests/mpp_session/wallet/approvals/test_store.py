@@ -20,7 +20,7 @@ NOW = 1_800_000_000.0
 M = 1_000_000
 
 
-class Desk:
+class Inbox:
     """Asks and answers in a transaction each."""
 
     def __init__(self, file: WalletFile, approvals: Approvals) -> None:
@@ -59,8 +59,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(file: WalletFile, approvals: Approvals) -> Desk:
-    return Desk(file, approvals)
+def inbox(file: WalletFile, approvals: Approvals) -> Inbox:
+    return Inbox(file, approvals)
 
 
 OTHERS = [
@@ -81,161 +81,163 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("field", "value"), OTHERS)
-def test_an_approval_is_for_the_terms_that_were_shown(desk: Desk, field: str, value: Any) -> None:
+def test_an_approval_is_for_the_terms_that_were_shown(inbox: Inbox, field: str, value: Any) -> None:
     """extra#139: the arguments that were executed differed from those that were approved."""
-    name = desk.ask()
-    desk.decide(name)
-    assert desk.pay(ask_of(**{field: value})) is None
-    assert desk.get(name).state == State.APPROVED
-    assert desk.pay() == name
-    assert desk.pay() is None
+    name = inbox.ask()
+    inbox.decide(name)
+    assert inbox.pay(ask_of(**{field: value})) is None
+    assert inbox.get(name).state == State.APPROVED
+    assert inbox.pay() == name
+    assert inbox.pay() is None
 
 
-def test_a_payment_that_fails_afterwards_uses_nothing(desk: Desk) -> None:
-    name = desk.ask()
-    desk.decide(name)
+def test_a_payment_that_fails_afterwards_uses_nothing(inbox: Inbox) -> None:
+    name = inbox.ask()
+    inbox.decide(name)
 
     def fail(db: sqlite3.Connection) -> None:
-        assert desk.approvals.use(db, ask_of(), NOW) == name
+        assert inbox.approvals.use(db, ask_of(), NOW) == name
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        desk.file.run(fail)
-    desk.file.reopen()
-    assert desk.get(name).state == State.APPROVED
-    assert desk.pay() == name
+        inbox.file.run(fail)
+    inbox.file.reopen()
+    assert inbox.get(name).state == State.APPROVED
+    assert inbox.pay() == name
 
 
-def test_two_questions_that_wait_get_their_own_answers(desk: Desk) -> None:
+def test_two_questions_that_wait_get_their_own_answers(inbox: Inbox) -> None:
     """LangGraph #6533: resume values went to the wrong interrupt."""
-    first, second = desk.ask(), desk.ask(ask_of(path="/extract"))
-    desk.decide(second)
-    assert desk.pay() is None
-    assert desk.get(first).state == State.PENDING
-    assert desk.pay(ask_of(path="/extract")) == second
+    first, second = inbox.ask(), inbox.ask(ask_of(path="/extract"))
+    inbox.decide(second)
+    assert inbox.pay() is None
+    assert inbox.get(first).state == State.PENDING
+    assert inbox.pay(ask_of(path="/extract")) == second
 
 
-def test_the_same_terms_are_asked_once_and_a_denial_stands_for_a_while(desk: Desk) -> None:
+def test_the_same_terms_are_asked_once_and_a_denial_stands_for_a_while(inbox: Inbox) -> None:
     """preloop#119, agentric#139, synapbus: people drown in questions and reminders."""
-    name = desk.ask()
-    assert [desk.ask(), desk.ask(ask_of(request_id="r2")), desk.ask(ask_of(amount=M))] == [name] * 3
-    desk.decide(name, verdict="deny", comment="too dear")
+    name = inbox.ask()
+    assert [inbox.ask(), inbox.ask(ask_of(request_id="r2")), inbox.ask(ask_of(amount=M))] == [
+        name
+    ] * 3
+    inbox.decide(name, verdict="deny", comment="too dear")
     for ask in (ask_of(), ask_of(amount=5 * M - 1)):
-        error = desk.request(ask)
+        error = inbox.request(ask)
         assert isinstance(error, PolicyRefusedError)
         assert (error.code, error.retry_at) == (Code.APPROVAL_DENIED, NOW + 900)
         assert "too dear" in str(error)
-    desk.now += 900
-    assert desk.ask() != name
+    inbox.now += 900
+    assert inbox.ask() != name
 
 
-def test_a_question_without_an_answer_counts_as_denied(desk: Desk) -> None:
-    name = desk.ask()
-    desk.now += 900
+def test_a_question_without_an_answer_counts_as_denied(inbox: Inbox) -> None:
+    name = inbox.ask()
+    inbox.now += 900
     with pytest.raises(ApprovalError, match="expired"):
-        desk.decide(name)
-    error = desk.request()
+        inbox.decide(name)
+    error = inbox.request()
     assert isinstance(error, PolicyRefusedError)
     assert (error.code, error.retry_at) == (Code.APPROVAL_EXPIRED, NOW + 1800)
-    assert desk.get(name).state == State.EXPIRED
+    assert inbox.get(name).state == State.EXPIRED
 
 
-def test_an_approval_is_used_in_time_or_not_at_all(desk: Desk) -> None:
-    name = desk.ask()
-    desk.decide(name)
-    desk.now += 3600
-    assert desk.pay() is None
-    desk.now -= 1
-    assert desk.pay() == name
+def test_an_approval_is_used_in_time_or_not_at_all(inbox: Inbox) -> None:
+    name = inbox.ask()
+    inbox.decide(name)
+    inbox.now += 3600
+    assert inbox.pay() is None
+    inbox.now -= 1
+    assert inbox.pay() == name
 
 
 def test_so_many_questions_of_an_agent_wait_and_no_more(file: WalletFile) -> None:
     """agentric#139: what waits piles up. Another agent's questions have room of their own."""
-    desk = Desk(file, Approvals(replace(RULES, pending_max=2)))
-    desk.ask()
-    desk.now += 1
-    desk.ask(ask_of(path="/2"))
-    error = desk.request(ask_of(path="/3"))
+    inbox = Inbox(file, Approvals(replace(RULES, pending_max=2)))
+    inbox.ask()
+    inbox.now += 1
+    inbox.ask(ask_of(path="/2"))
+    error = inbox.request(ask_of(path="/3"))
     assert isinstance(error, PolicyRefusedError)
     assert (error.code, error.allowed, error.retry_at) == (Code.APPROVALS_FULL, 2, NOW + 900)
-    desk.ask(ask_of(path="/3", agent="lead"))
+    inbox.ask(ask_of(path="/3", agent="lead"))
 
 
-def test_a_smaller_amount_may_be_approved_and_the_agent_reads_which(desk: Desk) -> None:
-    name = desk.ask()
-    desk.decide(name, amount=3 * M)
-    assert desk.pay() is None
-    error = desk.request()
+def test_a_smaller_amount_may_be_approved_and_the_agent_reads_which(inbox: Inbox) -> None:
+    name = inbox.ask()
+    inbox.decide(name, amount=3 * M)
+    assert inbox.pay() is None
+    error = inbox.request()
     assert isinstance(error, PolicyRefusedError)
     assert (error.asked, error.allowed) == (5 * M, 3 * M)
     assert "3.000000 USDC" in str(error)
-    assert desk.pay(ask_of(amount=3 * M)) == name
+    assert inbox.pay(ask_of(amount=3 * M)) == name
 
 
 @pytest.mark.parametrize("kind", ["charge", "deposit"])
-def test_a_price_and_a_top_up_are_approved_in_full(desk: Desk, kind: Any) -> None:
+def test_a_price_and_a_top_up_are_approved_in_full(inbox: Inbox, kind: Any) -> None:
     """No one can pay a part of them."""
-    name = desk.ask(ask_of(kind=kind, is_opening=False))
+    name = inbox.ask(ask_of(kind=kind, is_opening=False))
     with pytest.raises(ApprovalError, match="in full"):
-        desk.decide(name, amount=3 * M)
-    assert desk.decide(name).approved == 5 * M
+        inbox.decide(name, amount=3 * M)
+    assert inbox.decide(name).approved == 5 * M
 
 
-def test_an_approval_of_another_policy_is_void_and_the_record_says_so(desk: Desk) -> None:
-    """openai-agents-python#4896: the policy changed after the approval, and nobody asked again."""
-    given, waiting = desk.ask(), desk.ask(ask_of(path="/extract"))
-    desk.decide(given)
-    desk.approvals.rules = replace(RULES, policy_hash="b2")
+def test_an_approval_of_another_policy_is_void_and_the_record_says_so(inbox: Inbox) -> None:
+    """openai-agents-python#4896: the policy changed after the approval; no question came."""
+    given, waiting = inbox.ask(), inbox.ask(ask_of(path="/extract"))
+    inbox.decide(given)
+    inbox.approvals.rules = replace(RULES, policy_hash="b2")
     with pytest.raises(ApprovalError, match="another policy"):
-        desk.decide(waiting)
-    assert desk.pay() is None
-    assert desk.ask() not in {given, waiting}
+        inbox.decide(waiting)
+    assert inbox.pay() is None
+    assert inbox.ask() not in {given, waiting}
     for name in (given, waiting):
-        assert desk.get(name).state == State.EXPIRED
-        assert "policy has changed" in desk.get(name).comment
+        assert inbox.get(name).state == State.EXPIRED
+        assert "policy has changed" in inbox.get(name).comment
 
 
-def test_a_channel_that_was_approved_takes_top_ups_up_to_the_amount(desk: Desk) -> None:
-    name = desk.ask()
-    desk.decide(name, scope="channel", amount=8 * M)
-    assert desk.pay() == name
+def test_a_channel_that_was_approved_takes_top_ups_up_to_the_amount(inbox: Inbox) -> None:
+    name = inbox.ask()
+    inbox.decide(name, scope="channel", amount=8 * M)
+    assert inbox.pay() == name
     top_up = ask_of(is_opening=False, amount=2 * M, path="/extract", request_id="r2")
-    assert desk.pay(replace(top_up, channel_id=bytes(32))) is None
-    assert desk.pay(replace(top_up, kind="sign")) is None, "it is for deposits"
-    assert desk.pay(top_up) == name
-    assert desk.pay(top_up) is None
-    assert desk.pay(replace(top_up, amount=M)) == name
-    assert desk.get(name).state == State.USED
+    assert inbox.pay(replace(top_up, channel_id=bytes(32))) is None
+    assert inbox.pay(replace(top_up, kind="sign")) is None, "it is for deposits"
+    assert inbox.pay(top_up) == name
+    assert inbox.pay(top_up) is None
+    assert inbox.pay(replace(top_up, amount=M)) == name
+    assert inbox.get(name).state == State.USED
 
 
-def test_a_raise_covers_the_vouchers_of_one_request(desk: Desk) -> None:
+def test_a_raise_covers_the_vouchers_of_one_request(inbox: Inbox) -> None:
     def voucher(amount: int, total: int, request_id: str = "r1") -> Ask:
         known = {"kind": "sign", "is_opening": False, "request_max": 100}
         return ask_of(**known, amount=amount, request_total=total, request_id=request_id)
 
-    name = desk.ask(voucher(10, 40), Code.ENVELOPE_EXCEEDED)
-    assert desk.get(name).question.amount == 70
-    assert desk.get(name).question.kind == "raise"
-    desk.decide(name)
-    assert desk.pay(voucher(10, 40, "r2")) == name
-    assert desk.pay(voucher(10, 40, "r3")) is None
-    assert desk.pay(voucher(60, 100, "r2")) == name
-    assert desk.pay(voucher(1, 101, "r2")) is None
+    name = inbox.ask(voucher(10, 40), Code.ENVELOPE_EXCEEDED)
+    assert inbox.get(name).question.amount == 70
+    assert inbox.get(name).question.kind == "raise"
+    inbox.decide(name)
+    assert inbox.pay(voucher(10, 40, "r2")) == name
+    assert inbox.pay(voucher(10, 40, "r3")) is None
+    assert inbox.pay(voucher(60, 100, "r2")) == name
+    assert inbox.pay(voucher(1, 101, "r2")) is None
 
 
 def test_so_many_distinct_people_must_agree(file: WalletFile) -> None:
     """Steward#205: one approver only, and buyers want M of N. Two agents are one voter."""
     rules = replace(RULES, quorum=3, people=frozenset({"mia", "bob", "ann"}))
     supervisor = RULES.supervisors["lead"]
-    desk = Desk(
+    inbox = Inbox(
         file, Approvals(replace(rules, supervisors={"lead": supervisor, "vice": supervisor}))
     )
-    name = desk.ask(ask_of(amount=2 * M))
+    name = inbox.ask(ask_of(amount=2 * M))
     for by in (MIA, MIA, Decider("agent", "lead"), Decider("agent", "vice")):
-        assert desk.decide(name, by).state == State.PENDING
+        assert inbox.decide(name, by).state == State.PENDING
     with pytest.raises(ApprovalError, match="'eve' may not answer"):
-        desk.decide(name, Decider("person", "eve"))
-    done = desk.decide(name, BOB, amount=M)
+        inbox.decide(name, Decider("person", "eve"))
+    done = inbox.decide(name, BOB, amount=M)
     assert (done.state, done.approved) == (State.APPROVED, M)
 
 
@@ -251,40 +253,40 @@ def test_so_many_distinct_people_must_agree(file: WalletFile) -> None:
         (ask_of(amount=M), "vice", "may_approve"),
     ],
 )
-def test_a_supervisor_answers_within_its_bounds(desk: Desk, ask: Ask, by: str, said: str) -> None:
+def test_a_supervisor_answers_within_its_bounds(inbox: Inbox, ask: Ask, by: str, said: str) -> None:
     """nexus#1358: a supervising agent first, then a person."""
-    name = desk.ask(ask)
+    name = inbox.ask(ask)
     with pytest.raises(ApprovalError, match=said):
-        desk.decide(name, Decider("agent", by))
-    assert desk.get(name).votes == ()
-    within = desk.ask(ask_of(amount=3 * M, path="/small"))
-    assert desk.decide(within, Decider("agent", "lead")).state == State.APPROVED
+        inbox.decide(name, Decider("agent", by))
+    assert inbox.get(name).votes == ()
+    within = inbox.ask(ask_of(amount=3 * M, path="/small"))
+    assert inbox.decide(within, Decider("agent", "lead")).state == State.APPROVED
 
 
-def test_agents_among_themselves_lift_no_envelope(desk: Desk) -> None:
+def test_agents_among_themselves_lift_no_envelope(inbox: Inbox) -> None:
     """fak#3273: two agents that called each other for 11 days. A denial is as good as another."""
-    name = desk.ask(ask_of(amount=M), Code.LOCKED_EXCEEDED)
+    name = inbox.ask(ask_of(amount=M), Code.LOCKED_EXCEEDED)
     with pytest.raises(ApprovalError, match="only people"):
-        desk.decide(name, Decider("agent", "lead"))
-    assert desk.decide(name, Decider("agent", "lead"), "deny").state == State.DENIED
+        inbox.decide(name, Decider("agent", "lead"))
+    assert inbox.decide(name, Decider("agent", "lead"), "deny").state == State.DENIED
 
 
 @pytest.mark.parametrize("scope", ["channel", "window"])
 def test_no_scope_is_wider_than_the_policy_s(file: WalletFile, scope: Any) -> None:
-    desk = Desk(file, Approvals(replace(RULES, scope_max="once")))
-    name = desk.ask()
+    inbox = Inbox(file, Approvals(replace(RULES, scope_max="once")))
+    name = inbox.ask()
     with pytest.raises(ApprovalError, match="scope_max"):
-        desk.decide(name, scope=scope)
+        inbox.decide(name, scope=scope)
     with pytest.raises(ApprovalError, match="cannot exceed what was asked"):
-        desk.decide(name, amount=5 * M + 1)
+        inbox.decide(name, amount=5 * M + 1)
     with pytest.raises(ApprovalError, match="above 0"):
-        desk.decide(name, amount=0)
+        inbox.decide(name, amount=0)
 
 
-def test_the_question_shows_its_context(desk: Desk) -> None:
+def test_the_question_shows_its_context(inbox: Inbox) -> None:
     text = "x" * (APPROVAL_TEXT_CHARS_MAX + 1)
     others = tuple(Alternative(text) for _ in range(APPROVAL_ALTERNATIVES_MAX + 1))
-    question = desk.get(desk.ask(ask_of(reason=text + "\ud800", alternatives=others))).question
+    question = inbox.get(inbox.ask(ask_of(reason=text + "\ud800", alternatives=others))).question
     assert len(question.reason) == APPROVAL_TEXT_CHARS_MAX
     assert len(question.alternatives) == APPROVAL_ALTERNATIVES_MAX
     assert len(question.alternatives[0].origin) == APPROVAL_TEXT_CHARS_MAX
@@ -292,8 +294,8 @@ def test_the_question_shows_its_context(desk: Desk) -> None:
     assert (question.rule, question.kind, question.amount) == ("search", "open", 5 * M)
 
 
-def test_text_that_is_not_unicode_is_refused_where_it_is_a_term(desk: Desk) -> None:
-    error = desk.request(ask_of(task="\ud800"))
+def test_text_that_is_not_unicode_is_refused_where_it_is_a_term(inbox: Inbox) -> None:
+    error = inbox.request(ask_of(task="\ud800"))
     assert isinstance(error, PolicyRefusedError)
     assert error.field == "task"
 
@@ -305,12 +307,12 @@ def test_every_step_is_in_the_trail_in_the_same_transaction(file: WalletFile) ->
             db.execute("INSERT INTO seen VALUES (?, ?, ?)", (kind, fields["state"], fields["by"]))
             return 1
 
-    desk = Desk(file, Approvals(RULES, Trail()))
-    name = desk.ask()
-    desk.decide(name)
+    inbox = Inbox(file, Approvals(RULES, Trail()))
+    name = inbox.ask()
+    inbox.decide(name)
     with pytest.raises(ApprovalError):
-        desk.decide(name)
-    desk.pay()
+        inbox.decide(name)
+    inbox.pay()
     rows = file.run(lambda db: db.execute("SELECT state, who FROM seen").fetchall())
     assert [tuple(row) for row in rows] == [
         ("pending", ""),
@@ -319,10 +321,10 @@ def test_every_step_is_in_the_trail_in_the_same_transaction(file: WalletFile) ->
     ]
 
 
-def test_what_ended_long_ago_is_forgotten_and_what_is_open_is_not(desk: Desk) -> None:
-    ended, open_ = desk.ask(), desk.ask(ask_of(path="/extract"))
-    desk.decide(ended, verdict="deny")
-    desk.file.run(lambda db: desk.approvals.forget(db, NOW + 1))
-    assert desk.get(open_).state == State.PENDING
+def test_what_ended_long_ago_is_forgotten_and_what_is_open_is_not(inbox: Inbox) -> None:
+    ended, open_ = inbox.ask(), inbox.ask(ask_of(path="/extract"))
+    inbox.decide(ended, verdict="deny")
+    inbox.file.run(lambda db: inbox.approvals.forget(db, NOW + 1))
+    assert inbox.get(open_).state == State.PENDING
     with pytest.raises(ApprovalError, match="There is no approval"):
-        desk.get(ended)
+        inbox.get(ended)

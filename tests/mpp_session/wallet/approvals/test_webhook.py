@@ -53,7 +53,7 @@ class Receiver(msgspec.Struct):
         return Response(status_code=status, headers={"location": "/elsewhere"})
 
 
-class Desk(msgspec.Struct):
+class Inbox(msgspec.Struct):
     """A wallet with questions and its announcer, whose pauses take no time."""
 
     store: PaymentStore
@@ -106,7 +106,7 @@ async def test_only_a_receiver_with_a_trusted_certificate_gets_the_message(
     routes = [Route("/hook", made.take, methods=["POST"])]
     async with (
         serve(Starlette(routes=routes), certificate=certificate) as url,
-        desk_for(tmp_path, approvals, f"{url}/hook") as distrusting,
+        inbox_for(tmp_path, approvals, f"{url}/hook") as distrusting,
     ):
         await distrusting.ask(1)
         await distrusting.announcer.look()
@@ -126,7 +126,7 @@ async def test_only_a_receiver_with_a_trusted_certificate_gets_the_message(
 
 
 @asynccontextmanager
-async def desk_for(folder: Path, approvals: Approvals, url: str) -> AsyncIterator[Desk]:
+async def inbox_for(folder: Path, approvals: Approvals, url: str) -> AsyncIterator[Inbox]:
     clock, pauses = Clock(), list[float]()
 
     async def sleep(seconds: float) -> None:
@@ -141,19 +141,19 @@ async def desk_for(folder: Path, approvals: Approvals, url: str) -> AsyncIterato
             now=clock,
             sleep=sleep,
         )
-        yield Desk(store, approvals, announcer, clock, pauses)
+        yield Inbox(store, approvals, announcer, clock, pauses)
 
 
 async def test_one_signed_message_tells_of_several_questions_and_none_repeats_it(
     tmp_path: Path, approvals: Approvals, receiver: Receiver
 ) -> None:
     """synapbus: reminders drowned the signal, and approvals were taken out."""
-    async with desk_for(tmp_path, approvals, receiver.url) as desk:
-        names = [await desk.ask(number) for number in range(3)]
-        assert await desk.announcer.look() == 3
-        assert await desk.announcer.look() == 0
-        desk.clock.now += 600
-        assert await desk.announcer.look() == 0
+    async with inbox_for(tmp_path, approvals, receiver.url) as inbox:
+        names = [await inbox.ask(number) for number in range(3)]
+        assert await inbox.announcer.look() == 3
+        assert await inbox.announcer.look() == 0
+        inbox.clock.now += 600
+        assert await inbox.announcer.look() == 0
     ((headers, body),) = receiver.got
     text = headers["x-mpp-timestamp"].encode() + b"." + body
     expected = hmac.new(SECRET.reveal().encode(), text, hashlib.sha256).hexdigest()
@@ -171,10 +171,10 @@ async def test_one_signed_message_tells_of_several_questions_and_none_repeats_it
 async def test_a_message_that_is_changed_or_old_is_not_genuine(
     tmp_path: Path, approvals: Approvals, receiver: Receiver
 ) -> None:
-    async with desk_for(tmp_path, approvals, receiver.url) as desk:
-        await desk.ask(1)
-        await desk.announcer.look()
-        now = desk.clock.now
+    async with inbox_for(tmp_path, approvals, receiver.url) as inbox:
+        await inbox.ask(1)
+        await inbox.announcer.look()
+        now = inbox.clock.now
     ((headers, body),) = receiver.got
     timestamp, signature = headers["x-mpp-timestamp"], headers["x-mpp-signature"]
 
@@ -200,22 +200,22 @@ async def test_a_message_that_is_changed_or_old_is_not_genuine(
 async def test_a_receiver_that_fails_is_tried_again_and_given_up(
     tmp_path: Path, approvals: Approvals, receiver: Receiver
 ) -> None:
-    async with desk_for(tmp_path, approvals, receiver.url) as desk:
+    async with inbox_for(tmp_path, approvals, receiver.url) as inbox:
         receiver.answers = [500, 429]
-        name = await desk.ask(1)
-        await desk.announcer.look()
+        name = await inbox.ask(1)
+        await inbox.announcer.look()
         assert len(receiver.got) == 3
-        assert desk.pauses == list(PAUSES_S[:2])
+        assert inbox.pauses == list(PAUSES_S[:2])
         receiver.answers = [500] * 9
-        other = await desk.ask(2)
-        await desk.announcer.look()
+        other = await inbox.ask(2)
+        await inbox.announcer.look()
         assert len(receiver.got) == 3 + 1 + len(PAUSES_S)
         receiver.answers = [307]
-        moved = await desk.ask(3)
-        await desk.announcer.look()
+        moved = await inbox.ask(3)
+        await inbox.announcer.look()
         assert len(receiver.got) == 4 + 1 + len(PAUSES_S), "no redirect is followed"
         found = [
-            await desk.store.transact(lambda db, each=each: approvals.get(db, each))  # type: ignore[misc]
+            await inbox.store.transact(lambda db, each=each: approvals.get(db, each))  # type: ignore[misc]
             for each in (name, other, moved)
         ]
         assert [each.notices[0].status for each in found] == [
@@ -229,10 +229,10 @@ async def test_a_message_has_so_many_questions_and_the_next_one_the_others(
     tmp_path: Path, approvals: Approvals, receiver: Receiver
 ) -> None:
     approvals.rules = msgspec.structs.replace(approvals.rules, pending_max=TOGETHER + 2)
-    async with desk_for(tmp_path, approvals, receiver.url) as desk:
+    async with inbox_for(tmp_path, approvals, receiver.url) as inbox:
         for number in range(TOGETHER + 2):
-            await desk.ask(number)
-        assert [await desk.announcer.look() for _ in range(3)] == [TOGETHER, 2, 0]
+            await inbox.ask(number)
+        assert [await inbox.announcer.look() for _ in range(3)] == [TOGETHER, 2, 0]
 
 
 @pytest.mark.parametrize(

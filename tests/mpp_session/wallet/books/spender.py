@@ -1,4 +1,4 @@
-"""A wallet process in which many agents ask for more than their budget at once, until it is killed.
+"""A wallet process whose many agents ask for more than their budget together, until it is killed.
 
     python -m tests.mpp_session.wallet.books.spender FILE SIGNED SEED STOP_AFTER
 

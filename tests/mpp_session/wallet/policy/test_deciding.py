@@ -302,7 +302,7 @@ def test_an_agent_must_be_known_alive_and_within_its_time() -> None:
     """go-micro#4841: what never expires is never given."""
     of = policy(allow(), agent={"research-3": agent(), "old": agent("old")})
     end = of.agents["old"].expires
-    assert decide(of, ask(agent="nobody"), NOTHING).code == Code.AGENT_UNKNOWN
+    assert decide(of, ask(agent="stranger"), NOTHING).code == Code.AGENT_UNKNOWN
     revoked = Snapshot(revoked=frozenset({"agent research-3"}))
     assert decide(of, ask(), revoked).code == Code.AGENT_REVOKED
     assert decide(of, ask(agent="old", at=end - 1), NOTHING).action == "allow"

@@ -27,7 +27,7 @@ AT = datetime(2027, 1, 11, 12, tzinfo=UTC).timestamp()
         ("scout", "https://a.llm.example", "/search", "charge", 10_000, "deny", "origin_not"),
         ("scout", "https://search.example", "/extract/admin", "sign", 10_000, "allow", "allowed"),
         ("writer", "https://a.llm.example", "/admin/x", "charge", 1, "deny", "rule_denied"),
-        ("nobody", "https://search.example", "/search", "charge", 1, "deny", "agent_unknown"),
+        ("stranger", "https://search.example", "/search", "charge", 1, "deny", "agent_unknown"),
     ],
 )
 def test_the_example_decides_as_the_page_says(

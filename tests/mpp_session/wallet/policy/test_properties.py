@@ -133,7 +133,7 @@ def asks(draw: st.DrawFn) -> Ask:
     before = 0 if kind == "charge" else draw(AMOUNT)
     return Ask(
         kind=cast("Any", kind),
-        agent=draw(st.sampled_from((*AGENTS, "nobody"))),
+        agent=draw(st.sampled_from((*AGENTS, "stranger"))),
         request_id="r",
         origin=draw(st.sampled_from(ORIGINS)),
         method="POST",
@@ -310,7 +310,7 @@ def lower(caps: dict[str, Any], data: st.DataObject) -> None:
 def test_a_decision_follows_its_snapshot(
     content: dict[str, Any], ask: Ask, data: st.DataObject
 ) -> None:
-    """A2CN PR#32: what exceeds a hard cap is refused before anybody is asked.
+    """A2CN PR#32: what exceeds a hard cap is refused before a person is asked.
 
     More that is spent, frozen or revoked never allows more; an approval turns ask into allow and
     nothing else; the order of the rules is of no account.
@@ -397,7 +397,7 @@ def test_caps_are_reckoned_as_by_hand(
     content["rule"] = [{"name": "a", "action": "allow", "cap": data.draw(CAPS)}]
     content["agent"] = {name: agent(name) for name in AGENTS}
     case = Case(content, ask, data)
-    assume(ask.agent != "nobody")
+    assume(ask.agent != "stranger")
     is_refused = case.decision.action == "deny" and case.decision.code.endswith("_exceeded")
     assert is_refused == (any(single_by_hand(content, case)) or any(sums_by_hand(content, case)))
 

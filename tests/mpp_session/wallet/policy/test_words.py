@@ -86,7 +86,7 @@ def test_tasks_that_others_may_name_now_are_looser() -> None:
 
 def test_a_replay_finds_what_would_be_decided_otherwise() -> None:
     old, new = policy(allow()), policy(allow(cap={"request": "0.01 usdc"}))
-    asks = [ask(), ask(amount=20_000), ask(agent="nobody")]
+    asks = [ask(), ask(amount=20_000), ask(agent="stranger")]
     changed = list(replay(new, [(one, None, decide(old, one, Snapshot())) for one in asks]))
     assert [(one.ask.amount, one.after.code, one.is_looser) for one in changed] == [
         (20_000, "request_exceeded", False)
@@ -142,7 +142,7 @@ def test_the_client_is_limited_by_the_greatest_caps_of_its_rules() -> None:
         ("https://dear.example:443", 8_000_000),
     ):
         assert limits_for(client, 8453, USDC, origin).deposit_max == deposit
-    assert client_policy(of, "nobody").limits == ()
+    assert client_policy(of, "stranger").limits == ()
 
 
 @pytest.mark.parametrize("default", ["deny", "ask"])

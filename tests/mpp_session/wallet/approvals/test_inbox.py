@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from channel.errors import ConfigError
 from channel.limits import FORM_BYTES_MAX
 from mpp_session.agent.wallet_wire import ApprovalAnswer
-from mpp_session.wallet.approvals.desk import OWNER, ApprovalDesk
+from mpp_session.wallet.approvals.inbox import OWNER, ApprovalInbox
 from mpp_session.wallet.approvals.record import ApprovalError, Record
 from mpp_session.wallet.approvals.store import Approvals
 from tests.mpp_session.wallet.approvals.asks import ask_of, decision_of
@@ -20,30 +20,30 @@ from tests.waiting import PATIENCE_S
 
 
 class Wallet:
-    def __init__(self, desk: ApprovalDesk, approvals: Approvals, clock: Clock) -> None:
-        self.desk, self.approvals, self.clock = desk, approvals, clock
+    def __init__(self, inbox: ApprovalInbox, approvals: Approvals, clock: Clock) -> None:
+        self.inbox, self.approvals, self.clock = inbox, approvals, clock
 
     async def ask(self) -> Record:
         def change(db: object) -> Record:
             self.approvals.request(db, ask_of(), decision_of(), self.clock.now)  # type: ignore[arg-type]
             return self.approvals.pending(db)[-1]  # type: ignore[arg-type]
 
-        return await self.desk.transact(change)
+        return await self.inbox.transact(change)
 
 
 @pytest.fixture
 async def wallet(tmp_path: Path, approvals: Approvals) -> AsyncIterator[Wallet]:
     clock = Clock()
     async with open_wallet(tmp_path) as store:
-        yield Wallet(ApprovalDesk(approvals, store.transact, now=clock), approvals, clock)
+        yield Wallet(ApprovalInbox(approvals, store.transact, now=clock), approvals, clock)
 
 
 async def test_an_agent_that_waits_hears_the_answer_at_once(wallet: Wallet) -> None:
     record = await wallet.ask()
-    waiting = asyncio.create_task(wallet.desk.state("scout", record.id, wait_s=PATIENCE_S))
-    assert (await wallet.desk.state("scout", record.id, wait_s=0)) is not None
+    waiting = asyncio.create_task(wallet.inbox.state("scout", record.id, wait_s=PATIENCE_S))
+    assert (await wallet.inbox.state("scout", record.id, wait_s=0)) is not None
     yes = ApprovalAnswer(verdict="approve", amount="2 usdc", comment="this once")
-    await wallet.desk.answer(OWNER, record.id, yes)
+    await wallet.inbox.answer(OWNER, record.id, yes)
     found = await waiting
     assert found is not None
     assert (found.state, found.comment) == ("approved", "this once")
@@ -51,27 +51,27 @@ async def test_an_agent_that_waits_hears_the_answer_at_once(wallet: Wallet) -> N
 
 async def test_an_agent_that_waits_hears_that_time_is_over(wallet: Wallet) -> None:
     record = await wallet.ask()
-    pending = await wallet.desk.state("scout", record.id, wait_s=0.01)
+    pending = await wallet.inbox.state("scout", record.id, wait_s=0.01)
     assert pending is not None
     assert pending.state == "pending"
     wallet.clock.now += 900
-    found = await wallet.desk.state("scout", record.id, wait_s=PATIENCE_S)
+    found = await wallet.inbox.state("scout", record.id, wait_s=PATIENCE_S)
     assert found is not None
     assert found.state == "expired"
 
 
 async def test_a_question_is_its_own_agent_s_alone(wallet: Wallet) -> None:
     record = await wallet.ask()
-    assert await wallet.desk.state("other", record.id, wait_s=0) is None
-    assert await wallet.desk.state("scout", "none", wait_s=0) is None
-    assert [each.id for each in await wallet.desk.supervised("lead")] == [record.id]
-    assert await wallet.desk.supervised("scout") == []
+    assert await wallet.inbox.state("other", record.id, wait_s=0) is None
+    assert await wallet.inbox.state("scout", "none", wait_s=0) is None
+    assert [each.id for each in await wallet.inbox.supervised("lead")] == [record.id]
+    assert await wallet.inbox.supervised("scout") == []
 
 
 async def test_the_owner_s_orders_are_read_strictly(wallet: Wallet) -> None:
     record = await wallet.ask()
     path = f"/approvals/{record.id}"
-    transport = httpx.ASGITransport(Starlette(routes=[*wallet.desk.owner_routes()]))
+    transport = httpx.ASGITransport(Starlette(routes=[*wallet.inbox.owner_routes()]))
     async with httpx.AsyncClient(transport=transport, base_url="http://wallet") as owner:
         assert (await owner.get(path)).json()["question"].startswith("scout asks to pay 5.0")
         for body in (
@@ -95,6 +95,6 @@ async def test_the_owner_s_orders_are_read_strictly(wallet: Wallet) -> None:
 async def test_an_amount_of_another_token_is_refused(wallet: Wallet) -> None:
     record = await wallet.ask()
     with pytest.raises(ConfigError, match="USDC"):
-        await wallet.desk.answer(OWNER, record.id, ApprovalAnswer(verdict="deny", amount="1 eurc"))
+        await wallet.inbox.answer(OWNER, record.id, ApprovalAnswer(verdict="deny", amount="1 eurc"))
     with pytest.raises(ApprovalError, match="There is no approval"):
-        await wallet.desk.answer(OWNER, "none", ApprovalAnswer(verdict="deny"))
+        await wallet.inbox.answer(OWNER, "none", ApprovalAnswer(verdict="deny"))

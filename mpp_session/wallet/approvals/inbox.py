@@ -31,7 +31,7 @@ from mpp_session.wallet.approvals.webhook import Announcer, Transact, Webhook
 from mpp_session.wallet.server.forwarding import read_body
 from mpp_session.wallet.server.owner_door import as_endpoint
 
-__all__ = ["OWNER", "ApprovalDesk"]
+__all__ = ["OWNER", "ApprovalInbox", "show"]
 
 T = TypeVar("T")
 OWNER: Final = Decider("person", "owner")
@@ -56,7 +56,7 @@ def show(record: Record, rules: ApprovalRules) -> ShownApproval:
     )
 
 
-class ApprovalDesk:
+class ApprovalInbox:
     """The approvals of a wallet that runs."""
 
     def __init__(
