@@ -25,7 +25,7 @@ from channel.wire.encoding import canonical_json
 from mpp_session.wallet.policy import compiled
 from mpp_session.wallet.policy.file import (
     AgentTable,
-    CapTable,
+    CapsTable,
     EnvelopeTable,
     MatchTable,
     OneOrMore,
@@ -316,7 +316,7 @@ def _rule(place: int, table: RuleTable, tokens: Tokens) -> compiled.Rule:
 def _require_rule_fits(
     path: str, table: RuleTable, token: compiled.Token | None, tokens: Tokens
 ) -> None:
-    if table.action == "deny" and table.cap != CapTable():
+    if table.action == "deny" and table.cap != CapsTable():
         raise _refuse(
             f"{path}.cap",
             'a rule that denies has no caps: write action = "allow" to allow up to them',
@@ -361,7 +361,7 @@ def _match(path: str, table: MatchTable, tokens: Tokens) -> compiled.Match:
 
 
 def _caps(
-    path: str, table: CapTable, tokens: Tokens
+    path: str, table: CapsTable, tokens: Tokens
 ) -> tuple[compiled.Caps, compiled.Token | None]:
     """Return the caps and the one token that their amounts are in; None where they have none."""
     used: list[tuple[str, compiled.Token]] = []

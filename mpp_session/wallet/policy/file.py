@@ -17,7 +17,7 @@ __all__ = [
     "AnomalyTable",
     "ApprovalTable",
     "BreakerTable",
-    "CapTable",
+    "CapsTable",
     "EnvelopeTable",
     "EscrowTable",
     "MatchTable",
@@ -160,7 +160,7 @@ class RateTable(Table, frozen=True, kw_only=True):
     by: By = "agent"
 
 
-class CapTable(Table, frozen=True, kw_only=True):
+class CapsTable(Table, frozen=True, kw_only=True):
     """What a rule allows at most."""
 
     unit_price: Mapping[str, Price] | None = None
@@ -187,7 +187,7 @@ class RuleTable(Table, frozen=True, kw_only=True):
     name: Name
     action: Literal["allow", "ask", "deny"]
     match: MatchTable = MatchTable()
-    cap: CapTable = CapTable()
+    cap: CapsTable = CapsTable()
     when: WhenTable = WhenTable()
 
 

@@ -34,7 +34,7 @@ SELECT seq, hash FROM trail WHERE seq > ? ORDER BY seq;
 
 -- load_bytes --
 -- All records as they are stored, also text that is not UTF-8. NULL is not a text.
-SELECT seq, iif(typeof(record) = 'text', CAST(record AS BLOB), NULL), hash FROM trail
+SELECT seq, CASE WHEN typeof(record) = 'text' THEN CAST(record AS BLOB) END, hash FROM trail
 ORDER BY seq;
 
 -- count --
