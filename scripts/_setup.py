@@ -2,10 +2,10 @@
 
 Only Python 3.11 to 3.13 is taken for granted. `.venv` holds the Python packages and this project
 (editable), `contracts/node_modules` Anvil and the compilers, `tests/foreign/node_modules` other
-people's clients, `.cache` logs and `docs-venv`, what builds the documentation: deleting the four
-undoes everything. A step writes its stamp last,
-so one that was interrupted is done again, and one whose lock file, `pyproject.toml` or Python has
-changed is done anew.
+people's clients, `.cache` logs and two environments of their own: `docs-venv`, what builds the
+documentation, and `langchain-venv`, a client that does not fit beside the others. Deleting the four
+undoes everything. A step writes its stamp last, so one that was interrupted is done again, and one
+whose lock file, `pyproject.toml` or Python has changed is done anew.
 
 This file must parse on any Python 3, to be able to say that a newer one is needed.
 """
@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import NoReturn
 
-__all__ = ["BIN", "DOCS_VENV", "ROOT", "SetupError", "cache", "enter", "main", "prepare", "report"]
+__all__ = [
+    "BIN",
+    "DOCS_VENV",
+    "LANGCHAIN_VENV",
+    "ROOT",
+    "SetupError",
+    "cache",
+    "enter",
+    "main",
+    "prepare",
+    "report",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -41,12 +52,23 @@ LOCKS = ROOT / "requirements"
 NODE_MODULES = CONTRACTS / "node_modules"
 UNFINISHED = VENV / "unfinished"
 DOCS_VENV = ROOT / ".cache" / "docs-venv"
+LANGCHAIN_VENV = ROOT / ".cache" / "langchain-venv"
 
 PYTHON_MIN, PYTHON_END = (3, 11), (3, 14)
 NODE_MIN = 20
 GROUPS = {
     "run": ("environment", "build", "run", "project", "anvil"),
-    "test": ("environment", "build", "test", "project", "contracts", "demo", "model", "foreign"),
+    "test": (
+        "environment",
+        "build",
+        "test",
+        "project",
+        "contracts",
+        "demo",
+        "model",
+        "foreign",
+        "langchain",
+    ),
     "demo": ("environment", "build", "run", "project", "anvil", "demo", "model"),
     "rails": ("environment", "build", "test", "project", "anvil", "foreign"),
     "bench": ("environment", "build", "test", "project", "contracts", "bench"),
@@ -125,6 +147,7 @@ FOLDERS = {
     "contracts": NODE_MODULES,
     "foreign": FOREIGN / "node_modules",
     "docs": DOCS_VENV,
+    "langchain": LANGCHAIN_VENV,
 }
 """Where the stamp of a step is, if not in `.venv`."""
 INCLUDED_IN = {"run": "test", "anvil": "contracts"}  # the first is a part of the second
@@ -226,13 +249,14 @@ def _install_contracts(step: str) -> None:
     _require_anvil()
 
 
-def _install_docs(_step: str) -> None:
+def _install_apart(step: str) -> None:
     """Make an environment of their own: these packages share nothing with this project's."""
-    shutil.rmtree(DOCS_VENV, ignore_errors=True)
-    _make_venv(DOCS_VENV)
-    python, lock = str(DOCS_VENV / "bin" / "python"), str(LOCKS / "docs.txt")
+    folder = FOLDERS[step]
+    shutil.rmtree(folder, ignore_errors=True)
+    _make_venv(folder)
+    python, lock = str(folder / "bin" / "python"), str(LOCKS / f"{step}.txt")
     _run(
-        "what builds the documentation",
+        MAKERS[step][0],
         [python, "-m", "pip", "install", *PIP_OPTIONS, "--require-hashes", "-r", lock],
         _pip_environment(),
     )
@@ -283,7 +307,8 @@ MAKERS: dict[str, tuple[str, Callable[[str], None]]] = {
     "anvil": ("Anvil", _install_contracts),
     "contracts": ("Anvil and the Solidity compilers", _install_contracts),
     "foreign": ("other people's clients", _install_foreign),
-    "docs": ("what builds the documentation", _install_docs),
+    "docs": ("what builds the documentation", _install_apart),
+    "langchain": ("LangChain", _install_apart),
 }
 
 

@@ -17,6 +17,7 @@ from tests.mpp_session.wallet.proxy.conftest import TOKEN, Stack, paying, proxyi
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+ROOT = Path(__file__).parents[4]
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 SAID = "one two three"
 
@@ -43,6 +44,19 @@ async def test_openai_and_ai_from_npm_pay(stack: Stack) -> None:
     before = await stack.spent()
     said = await ask_clients(stack.proxy, "openai", "ai", API_KEY=TOKEN)
     assert {name: one.text for name, one in said.items()} == {"openai": SAID, "ai": SAID}
+    assert await stack.spent() - before == 2 * 3 * PRICE
+
+
+async def test_langchain_pays_synchronously(stack: Stack) -> None:
+    before = await stack.spent()
+    python = ROOT / ".cache" / "langchain-venv" / "bin" / "python"
+    program = ROOT / "tests" / "foreign" / "langchain_client.py"
+    process = await asyncio.create_subprocess_exec(
+        *(python, program, f"{stack.proxy}/v1", TOKEN), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert out.decode().splitlines() == [SAID, SAID]
     assert await stack.spent() - before == 2 * 3 * PRICE
 
 
