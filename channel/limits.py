@@ -270,6 +270,8 @@ AUDIT_REFUSALS_PER_MINUTE_MAX: Final = 120
 # A wallet's socket. What an agent, or a program that has its token, can make the wallet use.
 # Of one request of an agent: as much as is kept to be sent again after a 402.
 WALLET_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+# Of all requests of one agent that run: a longest body is in memory twice.
+WALLET_BODIES_BYTES_MAX: Final = 4 * WALLET_BODY_BYTES_MAX
 # Of a question to the wallet itself: a list of ids, or a request to quote.
 WALLET_QUESTION_BYTES_MAX: Final = 1024 * 1024
 WALLET_PURPOSE_BYTES_MAX: Final = 8 * 1024

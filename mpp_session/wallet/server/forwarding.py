@@ -29,7 +29,7 @@ from mpp_session.agent.wallet_wire import (
     parse_purpose,
     parse_timeout,
 )
-from mpp_session.wallet.server.answers import answer_failure
+from mpp_session.wallet.server.answers import answer_failure, problem_of
 from mpp_session.wallet.server.doors import BREAK_OFF
 from mpp_session.wallet.server.outgoing import parse_target, passed_fields, require_one_length
 from mpp_session.wallet.server.running_agent import RunningAgent
@@ -84,11 +84,22 @@ class Forwarder:
         A failure before the answer's first byte is an answer of the wallet's own. Later the
         connection ends without the answer's end, and the agent asks the wallet why.
         """
+        with agent.holding() as hold:
+            await self._forward(agent, scope, receive, send, hold)
+
+    async def _forward(
+        self,
+        agent: RunningAgent,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        hold: Callable[[int], None],
+    ) -> None:
         answer = _Answer(send, secrets.token_urlsafe(_ID_BYTES))
         request: httpx.Request | None = None
         failure: MppSessionError | httpx.RequestError | None = None
         try:
-            request = await self._read(agent, scope, receive, answer.request_id)
+            request = await self._read(agent, scope, receive, answer.request_id, hold)
         except MppSessionError as error:
             failure = error
         if request is not None:
@@ -99,7 +110,7 @@ class Forwarder:
         if failure is None:
             return
         if answer.has_begun:
-            agent.remember(answer.request_id, failure)
+            agent.remember(answer.request_id, problem_of(failure))
             _log.info("an answer to %s broke off: %s", agent.name, failure)
             scope[BREAK_OFF]()
             await _wait_for_leaving(receive)
@@ -110,11 +121,17 @@ class Forwarder:
         await answer_failure(failure, status)(scope, receive, send)
 
     async def _read(
-        self, agent: RunningAgent, scope: Scope, receive: Receive, request_id: str
+        self,
+        agent: RunningAgent,
+        scope: Scope,
+        receive: Receive,
+        request_id: str,
+        hold: Callable[[int], None],
     ) -> httpx.Request | None:
         """Return the request to make; None if the agent left before it was complete.
 
         Raises:
+            ChannelBusyError: The bodies of this agent's requests take too much memory.
             PolicyRefusedError: The agent may not send it.
             WireError: It cannot be read, or made.
         """
@@ -137,7 +154,7 @@ class Forwarder:
                 extensions[IDEMPOTENCY_KEY] = kept.key
             if kept.charged:
                 extensions[CHARGED] = kept.charged
-        body = await read_body(receive, WALLET_BODY_BYTES_MAX)
+        body = await read_body(receive, WALLET_BODY_BYTES_MAX, hold)
         if body is None:
             return None
         fields = [pair for pair in passed_fields(raw) if pair[0] != "content-length"]
@@ -279,8 +296,12 @@ async def _wait_for_leaving(receive: Receive) -> None:
         pass
 
 
-async def read_body(receive: Receive, bytes_max: int) -> bytes | None:
+async def read_body(
+    receive: Receive, bytes_max: int, hold: Callable[[int], None] = lambda _: None
+) -> bytes | None:
     """Return a request's body; None if the client left before its end.
+
+    `hold` is called with the length of each piece, and may refuse it.
 
     Raises:
         BodyTooLongError: It is longer than `bytes_max`.
@@ -290,9 +311,11 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes | None:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        held += message.get("body", b"")
-        if len(held) > bytes_max:
+        piece = message.get("body", b"")
+        if len(held) + len(piece) > bytes_max:
             raise BodyTooLongError(f"expected a body of at most {bytes_max} bytes")
+        hold(len(piece))
+        held += piece
         if not message.get("more_body", False):
             return bytes(held)
 

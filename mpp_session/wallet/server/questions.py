@@ -24,7 +24,7 @@ from mpp_session.agent.wallet_wire import (
     hide_credential,
     pack_channel,
 )
-from mpp_session.wallet.server.answers import answer_json, problem_of
+from mpp_session.wallet.server.answers import answer_json
 from mpp_session.wallet.server.forwarding import Forwarder, read_body
 from mpp_session.wallet.server.outgoing import passed_fields
 from mpp_session.wallet.server.parts import ApprovalQuestions, unknown_approval
@@ -147,8 +147,7 @@ class Questions:
         return await self._approvals.answer_as(agent.name, approval_id, answer)
 
     async def _failure(self, agent: RunningAgent, request: Request) -> object:
-        found = agent.failure(request.url.path.rpartition("/")[2])
-        return None if found is None else problem_of(found)
+        return agent.failure(request.url.path.rpartition("/")[2])
 
 
 async def _read(request: Request, kind: type[_Value]) -> _Value:

@@ -1,16 +1,16 @@
 """One agent in the wallet: its paying client, and what runs for it."""
 
 import asyncio
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-import httpx
-
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ChannelBusyError, MppSessionError, StoppingError
-from channel.limits import WALLET_FAILURES_MAX, WALLET_REQUESTS_MAX
+from channel.errors import ChannelBusyError, StoppingError
+from channel.limits import WALLET_BODIES_BYTES_MAX, WALLET_FAILURES_MAX, WALLET_REQUESTS_MAX
 from mpp_session.agent.client import PayingClient
+from mpp_session.agent.wallet_wire import WalletProblem
 
 __all__ = ["MakeClient", "RunningAgent"]
 
@@ -29,7 +29,8 @@ class RunningAgent:
         self._make_client = make_client
         self._client = make_client(name, store)
         self._running: set[asyncio.Task[Any]] = set()
-        self._failures: OrderedDict[str, MppSessionError | httpx.RequestError] = OrderedDict()
+        self._failures: OrderedDict[str, WalletProblem] = OrderedDict()
+        self._bodies_bytes = 0
         self._is_stale = False
         self._is_closed = False
 
@@ -67,17 +68,45 @@ class RunningAgent:
             raise StoppingError("the wallet is stopping, or serves this agent no more")
         return task.result()
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Count the bytes of one request's body as long as it is held.
+
+        Yields what counts more of it, and raises `ChannelBusyError` if this agent's requests hold
+        as many bytes as they may.
+        """
+        held = 0
+
+        def hold(more: int) -> None:
+            nonlocal held
+            if self._bodies_bytes + more > WALLET_BODIES_BYTES_MAX:
+                raise ChannelBusyError(
+                    f"the bodies of the requests of {self.name} that run hold "
+                    f"{self._bodies_bytes} bytes, and the wallet holds at most "
+                    f"{WALLET_BODIES_BYTES_MAX} for one agent: wait for one of them"
+                )
+            held += more
+            self._bodies_bytes += more
+
+        try:
+            yield hold
+        finally:
+            self._bodies_bytes -= held
+
     def renew(self) -> None:
         """Make the client anew, with the policy of that time, before a request when none runs."""
         self._is_stale = True
 
-    def remember(self, request_id: str, error: MppSessionError | httpx.RequestError) -> None:
-        """Remember why an answer broke off, for the agent to ask."""
-        self._failures[request_id] = error
+    def remember(self, request_id: str, problem: WalletProblem) -> None:
+        """Remember why an answer broke off, for the agent to ask.
+
+        The error itself would keep the frames that it passed, and with them the request's body.
+        """
+        self._failures[request_id] = problem
         while len(self._failures) > WALLET_FAILURES_MAX:
             self._failures.popitem(last=False)
 
-    def failure(self, request_id: str) -> MppSessionError | httpx.RequestError | None:
+    def failure(self, request_id: str) -> WalletProblem | None:
         """Return why an answer broke off; None if it did not, or long ago."""
         return self._failures.get(request_id)
 
