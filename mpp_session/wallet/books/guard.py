@@ -444,8 +444,9 @@ class AgentGuard:
     def _remember(self, ask: Ask, context: PaymentContext) -> None:
         """Count what a request has cost; more than it did if the commit fails now."""
         running = self._decisions.running
-        running.store_total(ask.request_id, ask.request_total)
-        if ask.is_stream and isinstance(context.purpose, WalletRequest):  # which ends it
+        is_ended_later = isinstance(context.purpose, WalletRequest)
+        running.store_total(ask.request_id, ask.request_total, is_ended_later=is_ended_later)
+        if ask.is_stream and is_ended_later:
             running.begin_stream(ask.agent, ask.origin, ask.request_id)
 
     def _record_change(

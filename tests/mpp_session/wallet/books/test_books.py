@@ -21,6 +21,7 @@ from channel.errors import (
 from channel.limits import AUDIT_REFUSALS_PER_MINUTE_MAX
 from mpp_session.wallet.audit.trail import Trail, read_entries
 from mpp_session.wallet.books.books import WalletBooks
+from mpp_session.wallet.books.running import KEPT, Running
 from mpp_session.wallet.types import Ask, Code, Decision, Purpose, Snapshot, WalletRequest
 from tests.channel.client.conftest import OpenAgent, policy_of
 from tests.channel.client.provider import Provider
@@ -485,6 +486,22 @@ async def test_what_if_books_nothing(tmp_path: Path) -> None:
         assert (list(snapshot.sums.values()), decision.action) == ([60], action)
     assert await budget_of(books) == (60, 100)
     await books.close()
+
+
+def test_what_a_running_request_cost_is_not_forgotten_for_others() -> None:
+    """Else an agent could start the cap of one request anew, by paying for many others."""
+    running = Running()
+    running.store_total("stream", 90, is_ended_later=True)
+    for number in range(KEPT + 1):
+        running.store_total(f"r{number}", 0, is_ended_later=True)
+        running.end_request(f"r{number}")
+    assert (running.total("stream"), running.total("r0"), running.total("r1")) == (90, None, 0)
+    running.end_request("stream")
+    running.store_total("stream", 95, is_ended_later=True)
+    assert running.total("stream") == 95
+    for number in range(KEPT):
+        running.store_total(f"bare{number}", 1)
+    assert running.total("stream") is None
 
 
 async def test_an_agent_buys_until_its_budget_is_spent(
