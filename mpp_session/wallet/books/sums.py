@@ -118,11 +118,10 @@ class Sums:
 
     def read(self, db: sqlite3.Connection, counter: Counter, now: float) -> Sum:
         """Return a sum at a time; one that was never added to is 0."""
-        number = self._ids.get(counter)
-        if number is None:
-            found = self._find(db, counter, now)
-        else:
-            found = Sum(counter, db.execute(QUERIES["load_counter"], (number,)).fetchone())
+        number, row = self._ids.get(counter), None
+        if number is not None:
+            row = db.execute(QUERIES["load_known"], (number, *_name(counter))).fetchone()
+        found = self._find(db, counter, now) if row is None else Sum(counter, row)
         _move(db, found, now)
         return found
 
@@ -237,8 +236,7 @@ class Sums:
         return None
 
     def _find(self, db: sqlite3.Connection, counter: Counter, now: float) -> Sum:
-        name = (counter.what, counter.scope, counter.token)
-        row = db.execute(QUERIES["find_counter"], (*name, counter.window_s or _EVER)).fetchone()
+        row = db.execute(QUERIES["find_counter"], _name(counter)).fetchone()
         if row is not None:
             self._ids[counter] = row["id"]
             return Sum(counter, row)
@@ -251,12 +249,16 @@ class Sums:
 
     def _create(self, db: sqlite3.Connection, new: Sum) -> None:
         counter = new.counter
-        name = (counter.what, counter.scope, counter.token, counter.window_s or _EVER)
-        values = (*name, pack(new.total), new.since, new.head, pack(new.head_amount))
+        values = (*_name(counter), pack(new.total), new.since, new.head, pack(new.head_amount))
         new.id = db.execute(QUERIES["add_counter"], values).lastrowid
         if counter.window_s is not None:
             for bucket, amount in new.carried:
                 db.execute(QUERIES["add_bucket"], (new.id, bucket, pack(amount)))
+
+
+def _name(counter: Counter) -> tuple[str, str, str, int]:
+    """Return what a counter's row is found by."""
+    return counter.what, counter.scope, counter.token, counter.window_s or _EVER
 
 
 def _store(db: sqlite3.Connection, each: Sum) -> None:

@@ -22,6 +22,11 @@ INSERT OR REPLACE INTO policy_in_force VALUES (1, :revision, :hash, :since);
 -- One sum.
 SELECT id, total, since, head, head_amount FROM counter WHERE id = ?;
 
+-- load_known --
+-- The same, if it still is the sum of that name: what first stored it may have been undone.
+SELECT id, total, since, head, head_amount FROM counter
+WHERE id = ? AND what = ? AND scope = ? AND token = ? AND window_s = ?;
+
 -- find_counter --
 -- One sum by its name.
 SELECT id, total, since, head, head_amount FROM counter

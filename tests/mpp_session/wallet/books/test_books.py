@@ -488,6 +488,40 @@ async def test_what_if_books_nothing(tmp_path: Path) -> None:
     await books.close()
 
 
+class FullDisk(Trail):
+    """A trail whose disk may be full."""
+
+    is_full = False
+
+    def append(self, *positional: Any, **fields: Any) -> int:
+        if self.is_full:
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().append(*positional, **fields)
+
+
+async def test_a_reload_that_is_undone_leaves_no_sum_behind(tmp_path: Path) -> None:
+    """Its new sums were remembered by their numbers, which other sums got afterwards."""
+    trail = FullDisk()
+    books = await open_books(tmp_path / "wallet.db", POLICY, trail=trail, now=lambda: NOW)
+    view = books.view("ann")
+    await deposit(view, 1, 100)
+    await deposit(view, 2, 200)
+    top = {
+        "lab": replace(POLICY.envelopes["lab"], parent="top"),
+        "top": Envelope(amount=500, window_s=None, locked_max=1_000),
+    }
+    trail.is_full = True
+    with pytest.raises(StoreError, match="full"):
+        await books.reload(replace(POLICY, envelopes=top, revision=2))
+    trail.is_full = False
+    await sign_more(view, 1, 30)
+    await books.reload(replace(POLICY, envelopes=top, revision=2))
+    await deposit(view, 3, 50)
+    found = {each.envelope: (each.spent, each.locked) for each in await books.budgets()}
+    assert found == {"lab": (30, 350), "top": (0, 350)}
+    await books.close()
+
+
 def test_what_a_running_request_cost_is_not_forgotten_for_others() -> None:
     """Else an agent could start the cap of one request anew, by paying for many others."""
     running = Running()
