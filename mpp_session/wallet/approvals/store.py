@@ -133,7 +133,7 @@ class Approvals:
             return error
         question = self._question(ask, decision, now)
         earlier = rows.read_records(db, "load_same", subject_hash=terms.subject)
-        known = self._answered(earlier, question, now) or self._full(db, ask.agent)
+        known = self._answered(earlier, question, now) or self._full(db, ask.agent, now)
         if known is not None:
             return known
         rows.add(db, question, terms)
@@ -349,14 +349,14 @@ class Approvals:
                 return _partial(record, question, self.rules)
         return None
 
-    def _full(self, db: sqlite3.Connection, agent: str) -> AgentError | None:
-        (row,) = rows.execute(db, "count_pending", {"agent": agent})
+    def _full(self, db: sqlite3.Connection, agent: str, now: float) -> AgentError | None:
+        (row,) = rows.execute(db, "count_pending", {"agent": agent, "now": now})
         most = self.rules.pending_max
         if row["number"] < most:
             return None
         return PolicyRefusedError(
-            f"{row['number']} questions of {agent} wait for an answer, and the policy allows "
-            f"{most}: wait for answers, or withdraw some.",
+            f"{row['number']} questions of {agent} wait for an answer, or were taken back before "
+            f"it was due, and the policy allows {most}: wait for answers.",
             code=Code.APPROVALS_FULL,
             field="approval.pending_max",
             asked=row["number"] + 1,

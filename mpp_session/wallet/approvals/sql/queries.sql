@@ -34,9 +34,10 @@ ORDER BY created_at, rowid;
 SELECT * FROM approval WHERE subject_hash = :subject_hash ORDER BY created_at, rowid;
 
 -- count_pending --
--- How many questions of an agent wait, and until when the first of them does.
-SELECT count(*) AS number, min(expires_at) AS first_at FROM approval
-WHERE agent = :agent AND state = 'pending';
+-- How many questions of an agent wait, and until when the first of them does. One that the agent
+-- took back counts until its answer would have been due, or people could be asked without a bound.
+SELECT count(*) AS number, min(coalesce(again_at, expires_at)) AS first_at FROM approval
+WHERE agent = :agent AND (state = 'pending' OR (state = 'withdrawn' AND again_at > :now));
 
 -- load_open --
 -- What can still be answered or used.

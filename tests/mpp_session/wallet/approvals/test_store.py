@@ -163,6 +163,25 @@ def test_so_many_questions_of_an_agent_wait_and_no_more(file: WalletFile) -> Non
     inbox.ask(ask_of(path="/3", agent="lead"))
 
 
+def test_a_question_that_its_agent_took_back_keeps_its_place(file: WalletFile) -> None:
+    """Else an agent that asks and takes back in a loop floods people, and fills the disk."""
+    inbox = Inbox(file, Approvals(replace(RULES, pending_max=2)))
+
+    def ask_and_withdraw(path: str, by: Decider) -> None:
+        name = inbox.ask(ask_of(path=path))
+        file.run(lambda db: inbox.approvals.withdraw(db, name, by=by, now=inbox.now))
+
+    for number in range(5):
+        ask_and_withdraw(f"/{number}", MIA)
+    for number in range(2):
+        ask_and_withdraw(f"/own/{number}", Decider("agent", ask_of().agent))
+    error = inbox.request(ask_of(path="/more"))
+    assert isinstance(error, PolicyRefusedError)
+    assert (error.code, error.retry_at) == (Code.APPROVALS_FULL, NOW + 900)
+    inbox.now += 900
+    inbox.ask(ask_of(path="/more"))
+
+
 def test_a_smaller_amount_may_be_approved_and_the_agent_reads_which(inbox: Inbox) -> None:
     name = inbox.ask()
     inbox.decide(name, amount=3 * M)
