@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 import httpx
 import msgspec
 
-from channel.errors import ConfigError
+from channel.errors import ConfigError, StoreError
 from mpp_session.settings import Secret
 from mpp_session.wallet.approvals.record import Record
 from mpp_session.wallet.approvals.rules import ApprovalRules
@@ -116,26 +116,36 @@ class Announcer:
         self._sleep = sleep
         self._verify = verify
         self._forgot_at = 0.0
+        self._sent: dict[str, str] = {}
+        """Questions that were announced, and how it went, until that is stored."""
 
     async def run(self) -> None:
-        """Look every few seconds, until cancelled."""
+        """Look every few seconds, until cancelled.
+
+        A look that fails, because the disk is full for example, is done again: if this ended, the
+        whole wallet would, for every agent.
+        """
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except StoreError as error:
+                _log.error("questions are neither ended nor announced now: %s", error)
             await self._sleep(LOOK_S)
 
     async def look(self) -> int:
         """End what has passed its time, announce what is new, and return how many are new."""
         found = await self._transact(self._read)
-        if self._webhook is None or not found:
-            return 0
-        status = await self._send(self._webhook, found)
+        if self._webhook is not None and found:
+            status = await self._send(self._webhook, found)
+            self._sent |= {record.id: status for record in found}
+        if self._sent:
+            await self._transact(self._note_sent)
+            self._sent.clear()
+        return 0 if self._webhook is None else len(found)
 
-        def note(db: Connection) -> None:
-            ids = [record.id for record in found]
-            self._approvals.note_sent(db, ids, channel=CHANNEL, status=status, now=self._now())
-
-        await self._transact(note)
-        return len(found)
+    def _note_sent(self, db: Connection) -> None:
+        for name, status in self._sent.items():
+            self._approvals.note_sent(db, [name], channel=CHANNEL, status=status, now=self._now())
 
     def _read(self, db: Connection) -> list[Record]:
         now = self._now()
@@ -144,7 +154,8 @@ class Announcer:
             self._approvals.forget(db, now - KEPT_S)
             self._forgot_at = now
         waiting = self._approvals.pending(db)
-        return [each for each in waiting if not each.notices][:TOGETHER]
+        new = [each for each in waiting if not each.notices and each.id not in self._sent]
+        return new[:TOGETHER]
 
     async def _send(self, webhook: Webhook, found: Sequence[Record]) -> str:
         """Return how it went, in words."""

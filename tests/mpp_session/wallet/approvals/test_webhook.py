@@ -168,6 +168,46 @@ async def test_one_signed_message_tells_of_several_questions_and_none_repeats_it
     assert SECRET.reveal() not in body.decode()
 
 
+FULL = """
+CREATE TRIGGER full BEFORE INSERT ON approval_notice
+BEGIN SELECT raise(ABORT, 'the disk is full'); END
+"""
+
+
+async def test_a_look_that_fails_ends_neither_its_task_nor_the_wallet(
+    tmp_path: Path, approvals: Approvals, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The process of all agents ended with the task, as with any task that must run."""
+    async with inbox_for(tmp_path, approvals, receiver.url) as inbox:
+        first = await inbox.ask(1)
+        await inbox.store.transact(lambda db: db.execute(FULL))
+        looks = 0
+
+        async def sleep(_: float) -> None:
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                await inbox.store.transact(lambda db: db.execute("DROP TRIGGER full"))
+                await inbox.ask(2)
+            if looks == 4:
+                raise asyncio.CancelledError
+
+        announcer = Announcer(
+            approvals,
+            inbox.store.transact,
+            Webhook(receiver.url, SECRET, allow_loopback=True),
+            page_url=PAGE,
+            now=inbox.clock,
+            sleep=sleep,
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await announcer.run()
+        assert "the disk is full" in caplog.text
+        bodies = [json.loads(body)["approvals"] for _, body in receiver.got]
+        assert [len(each) for each in bodies] == [1, 1]
+        assert bodies[0][0]["id"] == first
+
+
 async def test_a_message_that_is_changed_or_old_is_not_genuine(
     tmp_path: Path, approvals: Approvals, receiver: Receiver
 ) -> None:
