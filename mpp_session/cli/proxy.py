@@ -154,7 +154,7 @@ def command(  # noqa: PLR0913 -- each is a flag
         hosts=[*(allow_host or []), *([host] if any_address else [])],
         origins=allow_origin or [],
     )
-    asyncio.run(_serve(app, host, port, secret))
+    asyncio.run(_serve(app, host, port, secret, upstreams.usual_prefix))
 
 
 _TIMEOUT_S: Final = 600.0
@@ -196,7 +196,7 @@ def _upstreams(texts: list[str], key_files: list[str]) -> "Upstreams":
     )
 
 
-async def _serve(app: "Proxy", host: str, port: int, secret: "Secret | None") -> None:
+async def _serve(app: "Proxy", host: str, port: int, secret: "Secret | None", prefix: str) -> None:
     import asyncio
 
     from mpp_session.process.signals import stop_on_signals
@@ -207,7 +207,7 @@ async def _serve(app: "Proxy", host: str, port: int, secret: "Secret | None") ->
         stop_on_signals(stopping)
         bound = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        say(f"export OPENAI_BASE_URL=http://{shown}:{bound}/v1")
+        say(f"export OPENAI_BASE_URL=http://{shown}:{bound}{prefix}/v1")
         key = "mpp_..." if secret is None else secret.reveal()
         say(f"export OPENAI_API_KEY={key}")
         await serve_proxy(listener, app, stopping)

@@ -131,8 +131,9 @@ class Proxy:
         token, kept = take_token(headers)
         if token is None:
             raise TokenError(
-                "expected a token of the wallet as the API key (`Authorization: Bearer mpp_...`), "
-                "found none: set it as the program's API key"
+                "expected a token as the API key (`Authorization: Bearer mpp_...`), found none "
+                "that begins with mpp_: give the program the token that the proxy printed, or with "
+                "--wallet its agent's token, as its API key"
             )
         content = await _read_body(receive)
         async with self._clients.use(token) as (client, lost_keys):

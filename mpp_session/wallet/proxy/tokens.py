@@ -45,7 +45,7 @@ def take_token(headers: Headers) -> tuple[str | None, frozenset[str]]:
 
 def _same(found: dict[str, str], token: str) -> str:
     if any(other != token for other in found.values()):
-        raise TokenError("expected one token of the wallet, found two that differ")
+        raise TokenError("expected one token, found two that differ")
     return token
 
 

@@ -121,6 +121,11 @@ class Upstreams:
         # of two on one host, the longer base is the closer match
         self._longest = sorted(upstreams, key=lambda one: -len(one.base))
 
+    @property
+    def usual_prefix(self) -> str:
+        """What stands before the paths of the upstream without a name, or else of the first."""
+        return "" if "" in self._by_name else f"/{next(iter(self._by_name))}"
+
     def find(self, path: bytes, query: bytes, host: str) -> Target:
         """Return what a request is for.
 
