@@ -484,14 +484,13 @@ def _read_money(text: str, unit: TokenUnit, kind: str = "amount") -> tuple[int, 
     whole, part, symbol = found.groups()
     part = (part or "").rstrip("0")
     if symbol is not None and symbol.lower() != unit.symbol.lower():
-        raise ConfigError(f"{kind}: expected a price in {unit.symbol}, found {text!r}")
+        what = "an amount" if kind == "amount" else "a price"
+        raise ConfigError(f"{kind}: expected {what} in {unit.symbol}, found {text!r}")
     finer = max(0, len(part) - unit.decimals)
     amount = int(whole + part) * 10 ** (unit.decimals + finer - len(part))
     return amount, 10**finer
 
 
 def _unreadable(kind: str, text: str) -> ConfigError:
-    return ConfigError(
-        f"{kind}: expected a price such as 0.15 / 1M or 0.002, "
-        f"found {text[:PRICE_TEXT_CHARS_MAX]!r}"
-    )
+    what = "an amount such as 0.25" if kind == "amount" else "a price such as 0.15 / 1M or 0.002"
+    return ConfigError(f"{kind}: expected {what}, found {text[:PRICE_TEXT_CHARS_MAX]!r}")

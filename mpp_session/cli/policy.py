@@ -264,6 +264,11 @@ def _ask(
     token = _token(policy, alias, amount_text)
     amount = 0 if amount_text is None else parse_money(amount_text, token.unit)
     parts = urlsplit(request[1])
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise CommandError(
+            "expected the request's URL, such as https://api.example/search, found "
+            f"{request[1]!r:.80}"
+        )
     holder = None
     if kind != "charge":
         holder = token.escrows[0].address if token.escrows else parse_address(_NOBODY)

@@ -451,7 +451,7 @@ def test_money_is_read_in_base_units_and_never_rounded() -> None:
         with pytest.raises(ConfigError, match="at most 6 decimals of USDC, within"):
             parse_money(text, USDC)
     for text in ("", "0.25 / 1M", "x", "0.25 usdt"):
-        with pytest.raises(ConfigError, match="amount: expected a price"):
+        with pytest.raises(ConfigError, match="amount: expected an amount"):
             parse_money(text, USDC)
 
 

@@ -184,7 +184,7 @@ def refuse_agent(policy: WalletPolicy, ask: Ask, snapshot: Snapshot) -> Refusal 
     """Return why this agent may pay nothing now."""
     frozen = _frozen(policy, ask, snapshot)
     if frozen is not None:
-        reason = f"{frozen} is frozen; its owner can thaw it"
+        reason = f"{frozen} is frozen; its owner can unfreeze it"
         return Refusal(code=Code.FROZEN, field="", reason=reason)
     agent = policy.agents.get(ask.agent)
     if agent is None:

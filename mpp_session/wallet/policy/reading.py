@@ -114,6 +114,8 @@ def _of_entries(table: Mapping[str, Any], kind: Any, path: str) -> Iterator[tupl
 def _reword(said: str) -> str:
     """Return what msgspec expects, in words where it gives a pattern."""
     words = next((words for form, words in FORMS.items() if f"{form!r}" in said), None)
+    if said.startswith("Expected `str") and said.endswith("got `int`"):
+        words = 'text, found a number: write it in quotes, an amount as "5.00 usdc"'
     return said if words is None else f"expected {words}"
 
 

@@ -25,7 +25,7 @@ JOKE = "http://127.0.0.1:9/joke"
         ([JOKE, "--json-body=@none.json"], "none.json cannot be read"),
         ([JOKE, "--price-max=cheap"], "--price-max: output_token: expected a price such as"),
         ([JOKE, "--price-max=input_token=1 eur"], "input_token: expected a price in dUSD"),
-        ([JOKE, "--deposit-max=1 eur"], "--deposit-max, --budget: amount: expected a price in"),
+        ([JOKE, "--deposit-max=1 eur"], "--deposit-max, --budget: amount: expected an amount in"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(

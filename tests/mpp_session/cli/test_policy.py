@@ -86,12 +86,14 @@ def test_a_decision_is_explained(run: Run, file: str, flags: list[str], said: st
         (["--amount", "1 dai"], "the policy has no token 'dai'; it has usdc2"),
         (["--kind", "gift"], "--kind: expected deposit, sign or charge"),
         (["--recipient", "0x12"], "0x12 is not an address"),
+        ([], "expected the request's URL, such as https://api.example/search, found 'a.example/'"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(
     run: Run, file: str, flags: list[str], said: str
 ) -> None:
-    done = run("policy", "explain", file, "GET", "https://a.example/", *PURPOSE, *flags)
+    url = "https://a.example/" if flags else "a.example/"
+    done = run("policy", "explain", file, "GET", url, *PURPOSE, *flags)
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
 

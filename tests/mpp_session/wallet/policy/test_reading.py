@@ -48,7 +48,7 @@ WRONG = [
         cap(request=0.05),
         "`rule[1].cap.request` (rule two): 0.05 is a number: write amounts as text",
     ),
-    (cap(request=5), "`rule[1].cap.request` (rule two): Expected `str"),
+    (cap(request=5), "`rule[1].cap.request` (rule two): expected text, found a number"),
     (cap(request="5"), "expected an amount such as \"5.00 usdc\", found '5'"),
     (cap(request="-5 usdc"), "`rule[1].cap.request`: expected an amount"),
     (cap(request="5 dollars"), "no token has the alias dollars; known: eurc, usdc"),
