@@ -317,7 +317,9 @@ def report_(
                 {
                     by.value.replace("_", " "): _printable(row.name) or "(none)",
                     **{name: f"{getattr(row, name):,}" for name in _SUMS},
-                    "token": f"{row.token} on chain {row.chain_id}",
+                    "token": f"{row.token} on chain {row.chain_id}"
+                    if row.chain_id
+                    else "none: refused before a price was known",
                 }
                 for row in rows
             ],

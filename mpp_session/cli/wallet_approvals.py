@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from mpp_session.cli.options import AsJson
-from mpp_session.cli.output import format_time, print_json, print_pairs, say
+from mpp_session.cli.output import print_json, print_pairs, say
 from mpp_session.cli.wallet_process import Home
 
 __all__ = ["COMMANDS", "approvals", "approve", "approver_add", "deny"]
@@ -140,7 +140,6 @@ def _print(one: dict[str, Any]) -> None:
         [
             *((name, text) for name, text in one["facts"]),
             *((f"{name}, says the agent", text) for name, text in one["untrusted"]),
-            ("until", format_time(one["expires_at"])),
         ]
     )
 

@@ -62,7 +62,11 @@ def stats(
         say(f"{one.agent}, {one.origin or 'all origins'}", style="bold")
         print_pairs([*lines, ("token", one.token)])
     if not shown:
-        say("nothing is known: no agent has paid")
+        say(
+            "nothing is known: no agent has paid"
+            if agent is None
+            else f"nothing is known of the agent {agent}: it has paid nothing"
+        )
 
 
 WARM_UP: Final = 30

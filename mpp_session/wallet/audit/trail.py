@@ -180,7 +180,10 @@ def open_trail(path: Path) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.Error as error:
-        raise StoreError(f"the audit trail in {path} cannot be read: {error}") from error
+        raise StoreError(
+            f"the audit trail in {path} cannot be read: {error}; a copy of a running wallet needs "
+            "wallet.db-wal as well: docs/guide/audit.md"
+        ) from error
     return db
 
 

@@ -1,5 +1,6 @@
 """The owner's side of a wallet's door, for commands."""
 
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +47,12 @@ def ask_owner_door(home: Path, method: str, path: str, body: object = None) -> A
         try:
             answer = client.send(request)
         except httpx.TransportError as error:
+            owner = place.stat().st_uid if place.exists() else os.geteuid()
+            if owner != os.geteuid():
+                raise CommandError(
+                    f"the wallet at {place} takes orders from user {owner} alone, and this is user "
+                    f"{os.geteuid()}: run this as the wallet's user"
+                ) from error
             raise _absent(place, str(error)) from error
     if FAILURE in answer.headers:
         raise read_failure(answer.content, request)

@@ -66,7 +66,7 @@ def _seconds(value: float) -> str:
     for size, name in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
         if value >= size:
             return f"{value / size:.3g} {name}"
-    return f"{value:.1g} s"
+    return f"{round(value, 3):g} s"
 
 
 def _hours(profile: Profile) -> str:

@@ -58,6 +58,10 @@ def test_without_a_policy_amounts_are_base_units(home: Path) -> None:
     shown = show(home)
     assert "base units" in shown
     assert ORIGIN not in shown
+
+
+def test_an_agent_that_has_paid_nothing_is_named(home: Path) -> None:
+    assert show(home, "other") == "nothing is known of the agent other: it has paid nothing\n"
     (agent,) = json.loads(show(home, "--json"))
     assert agent["agent"] == SIGN.agent
     assert agent["usual"]["recipients"] == "1"
