@@ -14,7 +14,7 @@ never called a lie; the client asks again once the other requests have made prog
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
@@ -287,6 +287,11 @@ class ChannelPool:
         self._tabs: dict[ChannelKey, Tab] = {}
         self._freed = asyncio.Event()
 
+    @property
+    def scopes(self) -> Collection[Scope]:
+        """The scopes of the requests in flight and of the channels in use."""
+        return self._by_scope.keys()
+
     async def enter(
         self,
         request: PaidRequest,
@@ -306,11 +311,11 @@ class ChannelPool:
             self.leave(request)
         is_new = not request.has_slot
         if is_new:
-            slots = self._by_scope.setdefault(scope, [ChannelSlot(scope)])
-            slot = slots[0]
             if request.expectation.is_stream:
-                slot = await self._free_slot(scope, slots)
+                slot = await self._free_slot(scope)
                 slot.has_stream = True
+            else:
+                slot = self._slots(scope)[0]
             request.reset()
             request.slot, request.has_slot = slot, True
             request.source = scope.chain_id, scope.payer
@@ -324,8 +329,26 @@ class ChannelPool:
         elif request.has_channel:
             request.tab.grow_step(request, amounts.step)
 
-    async def _free_slot(self, scope: Scope, slots: list[ChannelSlot]) -> ChannelSlot:
+    def _slots(self, scope: Scope) -> list[ChannelSlot]:
+        """Return the slots of a scope, of which there is at least one."""
+        slots = self._by_scope.get(scope)
+        if slots is None:
+            slots = self._by_scope[scope] = [ChannelSlot(scope)]
+        return slots
+
+    def _drop_unused(self, scope: Scope) -> None:
+        """Forget a scope that no request and no channel uses.
+
+        Else a server that names another payee in each offer would fill the memory, although none of
+        its offers is paid.
+        """
+        slots = self._by_scope.get(scope, ())
+        if not any(slot.requests or slot.has_stream or slot.tab is not None for slot in slots):
+            self._by_scope.pop(scope, None)
+
+    async def _free_slot(self, scope: Scope) -> ChannelSlot:
         def free() -> ChannelSlot | None:
+            slots = self._slots(scope)
             slot = next((slot for slot in slots if not slot.has_stream), None)
             if slot is None and len(slots) < self._streams_max:
                 slot = ChannelSlot(scope)
@@ -338,8 +361,9 @@ class ChannelPool:
                     self._freed.clear()
                     await self._freed.wait()
         except TimeoutError:
+            count = len(self._slots(scope))
             raise ChannelBusyError(
-                f"{scope.origin}: {len(slots)} streams are running, and none ended within "
+                f"{scope.origin}: {count} streams are running, and none ended within "
                 f"{self._stream_wait_s:g} s. Raise `parallel_streams_max` to allow more channels."
             ) from None
         return slot
@@ -355,6 +379,7 @@ class ChannelPool:
         if request.expectation.is_stream:
             request.slot.has_stream = False
             self._freed.set()
+        self._drop_unused(request.slot.scope)
 
     def tab(self, record: ChannelRecord) -> Tab:
         """Return this process's counts of a channel, initially from its record."""
@@ -385,7 +410,8 @@ class ChannelPool:
         """Drop a channel that has ended."""
         if not self.is_busy(key):
             self._tabs.pop(key, None)
-        for slots in self._by_scope.values():
+        for scope, slots in [*self._by_scope.items()]:
             for slot in slots:
                 if slot.tab is not None and slot.tab.key == key:
                     slot.forget_channel()
+                    self._drop_unused(scope)

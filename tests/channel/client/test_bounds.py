@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from channel.errors import AgentError, BudgetExceededError, PaymentOutcomeUnknownError
+from channel.types import Address
 from tests.channel.client.conftest import Agent, OpenAgent, policy_of
 from tests.channel.client.exchanges import Broken, read_stream, sell_stream
 from tests.channel.client.provider import Provider
@@ -51,6 +52,25 @@ async def test_an_answer_priced_by_the_token_counts_what_its_request_allows(
     (account,) = await agent.payments.channels()
     assert account.received == 7 * count * PRICE
     assert account.signed <= account.received + 64 * PRICE
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+async def test_a_server_that_names_many_payees_takes_no_memory(
+    open_agent: OpenAgent, provider: Provider, accept: str
+) -> None:
+    """Each offer made a slot that stayed, also where the deposit for it was refused."""
+    agent = await open_agent(policy_of({"deposit_max": PRICE - 1}))
+    for number in range(20):
+        provider.offer = {"recipient": Address(number.to_bytes(20))}
+        with pytest.raises(BudgetExceededError):
+            await agent.client.get("/joke", headers={"Accept": accept})
+    assert not agent.payer.pool.scopes
+    agent = await open_agent()
+    await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    assert set(agent.payer.pool.scopes) == {account.scope}
+    await agent.payments.close()
+    assert not agent.payer.pool.scopes
 
 
 @pytest.mark.parametrize("cap", [640, 650, 655, 900, 901])
