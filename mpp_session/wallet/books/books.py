@@ -4,14 +4,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ConfigError
+from channel.errors import AgentError, ConfigError
 from channel.types import Address, ChannelId, ChannelKey
 from mpp_session.wallet.books.guard import MINUTE_S, AgentGuard, Decisions
 from mpp_session.wallet.books.lock import lock_wallet, unlock_wallet
@@ -322,6 +322,18 @@ class WalletBooks:
         error = await self.store.transact(lambda db: self._decisions.check(db, ask, judge))
         if error is not None:
             raise error
+
+    async def note_refusal(self, agent: str, error: AgentError, **fields: Any) -> None:
+        """Record a refusal, unless it is in the trail already.
+
+        A guard records what is refused where money is committed. What the paying client refuses
+        before that, such as a price, no guard sees.
+        """
+        if error not in self._decisions.recorded:
+            at = self._now()
+            await self.store.transact(
+                lambda db: self._decisions.note_refusal(db, agent, error, at=at, **fields)
+            )
 
     async def what_if(self, ask: Ask) -> tuple[Snapshot, Decision]:
         """Return what an ask would be decided by now, and how; nothing is booked."""

@@ -10,7 +10,8 @@ revoked must not go on (okx/wallet-core#21), a freeze must be read before each s
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
+from weakref import WeakSet
 
 import msgspec
 from msgspec.structs import replace
@@ -129,6 +130,8 @@ class Decisions:
         self._watch = watch
         self._seen: dict[str, int] = {}
         self._pace = RefusalPace()
+        self.recorded = WeakSet[AgentError]()
+        """Refusals that are in the trail already."""
         self._channels: dict[ChannelKey, Channel] = {}
 
     def agree(self, db: sqlite3.Connection, ask: Ask, record: ChannelRecord | None = None) -> None:
@@ -189,17 +192,41 @@ class Decisions:
             fields = decision_fields(ask, decision, policy_hash=self.policy.hash)
             fields["left_out"] = left_out or None
             self.trail.append(db, "decision", at=ask.at, agent=ask.agent, **fields)
+        error: AgentError
         if decision.action == "ask":
-            return self._approvals.request(db, ask, decision, ask.at)
-        return PolicyRefusedError(
-            decision.reason,
-            code=decision.code,
-            field=decision.field or None,
-            asked=decision.asked,
-            allowed=decision.allowed,
-            rule=decision.rule or None,
-            retry_at=decision.retry_at,
+            error = self._approvals.request(db, ask, decision, ask.at)
+        else:
+            error = PolicyRefusedError(
+                decision.reason,
+                code=decision.code,
+                field=decision.field or None,
+                asked=decision.asked,
+                allowed=decision.allowed,
+                rule=decision.rule or None,
+                retry_at=decision.retry_at,
+            )
+        self.recorded.add(error)
+        return error
+
+    def note_refusal(
+        self, db: sqlite3.Connection, agent: str, error: AgentError, *, at: float, **fields: Any
+    ) -> None:
+        """Record what the paying client, or the wallet before it, refused without an ask."""
+        left_out = self._pace.admit(agent, at)
+        if left_out is None:
+            return
+        code = error.code if isinstance(error, PolicyRefusedError) else Code.CLIENT_LIMIT
+        self.trail.append(
+            db,
+            "refusal",
+            at=at,
+            agent=agent,
+            code=str(code),
+            reason=str(error),
+            left_out=left_out or None,
+            **fields,
         )
+        self.recorded.add(error)
 
     def _known(self, db: sqlite3.Connection, key: ChannelKey) -> Channel | None:
         """Return a channel, from memory once it was found: its number never changes."""
@@ -425,12 +452,10 @@ class AgentGuard:
         at, decisions = self._now(), self._decisions
         if isinstance(error, StoreError):
             return error
-        code = error.code if isinstance(error, PolicyRefusedError) else Code.CLIENT_LIMIT
         if context is None:
-            decisions.trail.append(
-                db, "refusal", at=at, agent=self._agent, code=str(code), reason=str(error)
-            )
+            decisions.note_refusal(db, self._agent, error, at=at)
             return error
+        code = error.code if isinstance(error, PolicyRefusedError) else Code.CLIENT_LIMIT
         decision = Decision(
             action="deny",
             code=Code(code),
@@ -439,6 +464,7 @@ class AgentGuard:
         )
         ask = ask_of_refused(self._agent, context, error, at)
         decisions.refuse(db, RefusedError(ask, decision))
+        decisions.recorded.add(error)
         return error
 
     def _remember(self, ask: Ask, context: PaymentContext) -> None:

@@ -14,7 +14,20 @@ from starlette.types import Message, Receive, Scope, Send
 
 from channel.client.http.transport import CHARGED, IDEMPOTENCY_KEY, ORIGIN, origin_of
 from channel.client.policy.context import PURPOSE
-from channel.errors import InvariantError, MppSessionError, PaymentRefusedError, WireError
+from channel.errors import (
+    AgentError,
+    BudgetExceededError,
+    CannotFundError,
+    InvariantError,
+    MppSessionError,
+    OfferRefusedError,
+    OverclaimError,
+    PaymentRefusedError,
+    PolicyRefusedError,
+    ReceiptViolationError,
+    UnsettledClaimError,
+    WireError,
+)
 from channel.limits import WALLET_BODY_BYTES_MAX
 from mpp_session.agent.client import PayingClient
 from mpp_session.agent.wallet_wire import (
@@ -40,6 +53,16 @@ __all__ = ["BodyTooLongError", "Ended", "Forwarder", "find_field", "read_body"]
 _log: Final = logging.getLogger(__name__)
 
 _ID_BYTES: Final = 12
+_REFUSALS: Final = (
+    BudgetExceededError,
+    CannotFundError,
+    OfferRefusedError,
+    OverclaimError,
+    PolicyRefusedError,
+    ReceiptViolationError,
+    UnsettledClaimError,
+)
+"""Why a request is not paid, or not paid any more."""
 _CONNECT_S: Final = 30.0
 _WRITE_S: Final = 60.0
 
@@ -58,6 +81,7 @@ class Forwarder:
         own_ports: Collection[int],
         admit: Callable[[str, httpx.Request], Awaitable[None]],
         note_end: Callable[["Ended"], Awaitable[None]],
+        note_refusal: Callable[[str, str, httpx.Request | None, AgentError], Awaitable[None]],
     ) -> None:
         """Make requests.
 
@@ -66,10 +90,13 @@ class Forwarder:
             own_ports: Where the wallet itself listens.
             admit: Returns if an agent may send a request, by its name; raises why not.
             note_end: Is called with each request that pays nothing more.
+            note_refusal: Is called with each refusal: whose it is, the request's id, the request if
+                it could be made, and why.
         """
         self._allows_loopback = allows_loopback
         self._own_ports = own_ports
         self._note_end = note_end
+        self._note_refusal = note_refusal
         self.admit = admit
 
     def target(self, text: str) -> httpx.URL:
@@ -109,6 +136,8 @@ class Forwarder:
                 await self._note_end(_ended(agent, request, answer, failure))
         if failure is None:
             return
+        if isinstance(failure, _REFUSALS):
+            await self._note_refusal(agent.name, answer.request_id, request, failure)
         if answer.has_begun:
             agent.remember(answer.request_id, problem_of(failure))
             _log.info("an answer to %s broke off: %s", agent.name, failure)

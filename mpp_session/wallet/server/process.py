@@ -117,6 +117,7 @@ class _Doors:
             own_ports=ports,
             admit=wallet.admit,
             note_end=wallet.note_end,
+            note_refusal=wallet.note_refusal,
         )
         self._build = partial(
             AgentDoor,

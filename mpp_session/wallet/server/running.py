@@ -12,10 +12,11 @@ import msgspec
 
 from channel.client.funding.keys import OneKey, VoucherKeys
 from channel.client.funding.signer import AccountSigner
+from channel.client.http.transport import origin_of
 from channel.client.policy.context import PURPOSE
 from channel.client.store.record import ChannelRecord
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ConfigError, MppSessionError, StoreError
+from channel.errors import AgentError, ConfigError, MppSessionError, StoreError
 from mpp_session.agent.client import PayingClient, build_client
 from mpp_session.agent.wallet_wire import BudgetLeft
 from mpp_session.wallet.approvals.rules import rules_of
@@ -194,6 +195,19 @@ class RunningWallet:
             )
         except StoreError as error:
             _log.warning("how a request of %s ended is not counted: %s", ended.agent, error)
+
+    async def note_refusal(
+        self, agent: str, request_id: str, request: httpx.Request | None, error: AgentError
+    ) -> None:
+        """Record why a request was refused; `request` is None where it could not be made."""
+        fields: dict[str, str] = {"request_id": request_id}
+        if request is not None:
+            path = request.url.raw_path.partition(b"?")[0].decode("ascii")
+            fields |= {"origin": origin_of(request.url), "method": request.method, "path": path}
+        try:
+            await self.books.note_refusal(agent, error, **fields)
+        except StoreError as failure:
+            _log.warning("a refusal of %s is not recorded: %s", agent, failure)
 
     async def close_stopped(self) -> list[Closed]:
         """Close every channel of agents that are frozen, revoked, expired or gone."""

@@ -14,6 +14,7 @@ from channel.errors import (
     AgentError,
     ApprovalPendingError,
     ConfigError,
+    OfferRefusedError,
     OverclaimError,
     PolicyRefusedError,
     StoreError,
@@ -536,6 +537,29 @@ def test_what_a_running_request_cost_is_not_forgotten_for_others() -> None:
     for number in range(KEPT):
         running.store_total(f"bare{number}", 1)
     assert running.total("stream") is None
+
+
+async def test_a_price_that_the_client_refuses_is_recorded_once(
+    open_agent: OpenAgent, provider: Provider, tmp_path: Path
+) -> None:
+    """No guard sees it: the client refuses the offer before it commits money."""
+    books = await open_books(tmp_path / "wallet.db", POLICY, trail=Trail(), now=lambda: NOW)
+    agent = await open_agent(policy_of(), view=lambda _: books.view("ann"))
+    provider.offer = {"unit_price": 51}
+    with pytest.raises(OfferRefusedError) as price:
+        await agent.client.post("/joke")
+    provider.offer = {}
+    await books.freeze("agent ann", reason="", by="owner")
+    frozen = await refusal_of(agent.client.post("/joke"))
+    for error in (price.value, frozen):
+        for _ in range(2):
+            await books.note_refusal("ann", error, request_id="r1", origin=ORIGIN)
+    entries = await books.store.transact(lambda db: list(read_entries(db)))
+    assert [entry.kind for entry in entries[2:]] == ["freeze", "decision", "refusal"]
+    last = entries[-1].fields
+    assert (last["code"], last["request_id"], last["origin"]) == ("client_limit", "r1", ORIGIN)
+    assert "51" in last["reason"]
+    await books.close()
 
 
 async def test_an_agent_buys_until_its_budget_is_spent(

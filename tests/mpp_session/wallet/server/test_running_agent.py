@@ -85,7 +85,15 @@ def forwarder_of() -> Forwarder:
 
     async def any_request(_: str, __: httpx.Request) -> None: ...
 
-    return Forwarder(allows_loopback=lambda: True, own_ports=(), admit=any_request, note_end=no_end)
+    async def no_refusal(*_: object) -> None: ...
+
+    return Forwarder(
+        allows_loopback=lambda: True,
+        own_ports=(),
+        admit=any_request,
+        note_end=no_end,
+        note_refusal=no_refusal,
+    )
 
 
 async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

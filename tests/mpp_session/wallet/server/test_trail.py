@@ -41,6 +41,8 @@ async def pay(wallet: WalletProcess, shop_url: str) -> None:
         await client.post(f"{shop_url}/echo", json={})
         with pytest.raises(PolicyRefusedError):
             await client.post(f"{shop_url}/echo", json={})
+        with pytest.raises(PolicyRefusedError, match="https only"):
+            await client.get("http://10.0.0.1/of-a-network")
 
 
 def strings(value: Any) -> list[str]:
@@ -74,6 +76,9 @@ def test_a_payment_is_recorded_and_nothing_secret_is_in_it(
     assert (row.requests, row.signed, row.settled) == (2, 500, 500)
     assert row.returned == row.deposited - 500
     assert sums[""].refused > 0
+    (refusal,) = [entry.fields for entry in entries if entry.kind == "refusal"]
+    assert (refusal["agent"], refusal["code"]) == ("miser", "origin_not_allowed")
+    assert "10.0.0.1" in refusal["reason"]
 
     text = "\n".join(entry_text for entry in entries for entry_text in strings(dict(entry.fields)))
     for secret in (*secrets_of(wallet, pace), "secret prompt", "who wins", "hidden-query"):
