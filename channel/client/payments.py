@@ -144,8 +144,16 @@ class Payments:
         Prefer to close with the server: that pays what was spent, while an absent payee may settle
         the lowest voucher that covers it, up to everything that is signed. The difference is
         `ChannelRecord.ahead`, and is logged as a warning before anything is sent.
+
+        A second call sends nothing: the escrow would take it, and the account pay its gas.
         """
-        record = await self._one(which)
+        async with self._payer.leaving:
+            record = await self._payer.opener.check(await self._one(which))
+            if record.close_requested_at or record.state == "closed":
+                return record
+            return await self._request_close(record)
+
+    async def _request_close(self, record: ChannelRecord) -> ChannelRecord:
         if record.ahead:
             _log.warning(
                 "leaving channel 0x%s without its server: %d base units delivered, %d signed, and "
@@ -168,11 +176,13 @@ class Payments:
 
     async def withdraw(self, which: ChannelId) -> ChannelRecord:
         """Withdraw the rest of the deposit, once the grace period is over."""
-        record = await self._one(which)
-        chain = self._payer.opener.chain(record.key.chain_id, record.origin)
-        tx_hash = await chain.withdraw(escrow=record.key.escrow, channel_id=record.key.channel_id)
-        await self._payer.store.update(record.key, lambda current: replace(current, end_tx=tx_hash))
-        return await self._payer.leave(record)
+        async with self._payer.leaving:  # two at the same time would both be sent
+            record = await self._one(which)
+            key = record.key
+            chain = self._payer.opener.chain(key.chain_id, record.origin)
+            tx_hash = await chain.withdraw(escrow=key.escrow, channel_id=key.channel_id)
+            await self._payer.store.update(key, lambda current: replace(current, end_tx=tx_hash))
+            return await self._payer.leave(record)
 
     async def _unit(self, chain_id: int, token: Address, origin: str) -> TokenUnit | None:
         try:

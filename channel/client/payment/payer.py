@@ -105,6 +105,8 @@ class Payer:
             now=now,
             sleep=sleep,
         )
+        self.leaving = asyncio.Lock()
+        """Held while a channel is left on chain, so that each transaction is sent once."""
         self._remembered: OrderedDict[tuple[str, str, str], Offer] = OrderedDict()
 
     async def prepay(self, request: PaidRequest) -> Header | None:

@@ -92,6 +92,7 @@ class PaperChain:
         self.facts: dict[ChannelId, ChannelFact] = {}
         self.openings: dict[ChannelId, TxHash] = {}
         self.deposited: list[int] = []
+        self.close_requests = 0
         self.trusted = {ESCROW}
         self.closed_at: dict[ChannelId, int] = {}
         self.before_answer: Callable[[str], None] = lambda _: None
@@ -247,6 +248,8 @@ class PaperChain:
         return open_permit_digest(separator, **words, witness=witness)
 
     async def request_close(self, *, escrow: Address, channel_id: ChannelId) -> TxHash:
+        self.close_requests += 1
+        await asyncio.sleep(0)  # until it is mined
         self.change(channel_id, close_requested_at=int(NOW))
         return TxHash(keccak(b"requestClose" + channel_id))
 

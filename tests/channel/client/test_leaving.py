@@ -1,12 +1,13 @@
 """O-11: what is signed beyond what arrived is little, and shown before a payer leaves."""
 
+import asyncio
 import logging
 
 import pytest
 
 from tests.channel.client.conftest import Agent
 from tests.channel.client.exchanges import read_stream, sell_stream
-from tests.channel.client.provider import Provider
+from tests.channel.client.provider import PaperChain, Provider
 
 ASKS_FOR_BOTH = {"Accept": "application/json, text/event-stream"}
 
@@ -34,6 +35,20 @@ async def test_a_payer_that_signed_for_what_arrived_is_not_warned(
     assert account.ahead == 0
     await agent.payments.request_close(account.key.channel_id)
     assert [r for r in caplog.records if r.name.startswith("channel.")] == []
+
+
+async def test_a_channel_is_left_by_one_transaction(agent: Agent, chain: PaperChain) -> None:
+    """The escrow takes any number: an agent of a wallet could spend all of the account's gas."""
+    await agent.client.get("/joke")
+    (account,) = await agent.payments.channels()
+    which = account.key.channel_id
+    left = await asyncio.gather(*(agent.payments.request_close(which) for _ in range(5)))
+    left.append(await agent.payments.request_close(which))
+    assert chain.close_requests == 1
+    assert {(one.state, one.close_requested_at > 0) for one in left} == {("closing", True)}
+    await agent.payments.withdraw(which)
+    assert (await agent.payments.request_close(which)).state == "closed"
+    assert chain.close_requests == 1
 
 
 @pytest.mark.parametrize("body", [{}, {"stream": False}])
