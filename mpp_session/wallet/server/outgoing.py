@@ -57,7 +57,8 @@ def parse_target(text: str, *, allow_loopback: bool, own_ports: Collection[int] 
         )
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+        url.host  # noqa: B018 -- is decoded here
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise WireError(f"{TARGET} is not a URL: {error}") from None
     if url.userinfo or url.fragment or "#" in text or "\\" in text:
         raise WireError(f"expected {TARGET} without a user, a fragment and a backslash")

@@ -94,9 +94,11 @@ class Questions:
     async def _quote(self, agent: RunningAgent, request: Request) -> object:
         asked = await _read(request, QuoteRequest)
         url = self._forwarder.target(asked.url)
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers]
-        fields = [pair for pair in passed_fields(raw) if pair[0] != "content-length"]
         try:
+            raw = [
+                (name.encode("latin-1"), value.encode("latin-1")) for name, value in asked.headers
+            ]
+            fields = [pair for pair in passed_fields(raw) if pair[0] != "content-length"]
             made = httpx.Request(asked.method, url, headers=fields, content=asked.content or None)
         except ValueError as error:
             raise WireError(f"the request cannot be made: {error}") from error
@@ -106,7 +108,10 @@ class Questions:
     async def _close(self, agent: RunningAgent, request: Request) -> object:
         asked = await _read(request, Which)
         which = _channel_id(asked) if asked.url is None and asked.channel_id else asked.url
-        closed = await agent.run(lambda client: client.payments.close(which))
+        try:
+            closed = await agent.run(lambda client: client.payments.close(which))
+        except httpx.InvalidURL as error:
+            raise WireError(f"expected a server's URL: {error}") from error
         return [pack_channel(one) for one in closed]
 
     async def _request_close(self, agent: RunningAgent, request: Request) -> object:

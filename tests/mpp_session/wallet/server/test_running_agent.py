@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import re
 import tracemalloc
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.types import Message
 from channel.client.funding.keys import ChannelKeys
 from channel.client.policy.policy import Policy
 from channel.client.store.sqlite import PaymentStore
-from channel.errors import ChannelBusyError, StoppingError, StoreError
+from channel.errors import ChannelBusyError, StoppingError, StoreError, WireError
 from channel.limits import (
     WALLET_BODIES_BYTES_MAX,
     WALLET_FAILURES_MAX,
@@ -22,7 +23,7 @@ from channel.limits import (
     WALLET_WAIT_S_MAX,
 )
 from mpp_session.agent.client import PayingClient, build_client
-from mpp_session.agent.wallet_wire import ApprovalState
+from mpp_session.agent.wallet_wire import ApprovalState, BudgetLeft
 from mpp_session.wallet.server.answers import problem_of
 from mpp_session.wallet.server.doors import BREAK_OFF
 from mpp_session.wallet.server.forwarding import Ended, Forwarder
@@ -167,6 +168,36 @@ async def test_the_bodies_of_an_agents_requests_share_one_bound(tmp_path: Path) 
     assert answers[0]["status"] == 503
     with agent.holding() as hold:  # what ended holds nothing
         hold(WALLET_BODIES_BYTES_MAX)
+    await agent.end()
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("close", {"url": "https://[::"}),
+        ("close", {"url": "https://xn--\u2603"}),
+        ("quote", {"method": "GET", "url": "https://xn--zzzzzz99999/"}),
+        ("quote", {"method": "GET", "url": "https://a.b/", "headers": [["x", "\u2603"]]}),
+    ],
+)
+async def test_a_question_that_cannot_be_read_is_answered_as_one(
+    path: str, body: dict[str, object], tmp_path: Path
+) -> None:
+    """It was an error that the door did not know, with a traceback in the log for each."""
+
+    async def no_budgets(_: str) -> list[BudgetLeft]:
+        return []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    store = await PaymentStore.open(tmp_path / "w.db")
+    agent = RunningAgent("scout", store.for_agent("scout"), make)
+    questions = Questions(forwarder_of(), no_budgets, _Asked())  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "POST", "path": f"/payments/{path}", "headers": []}
+    with pytest.raises(WireError):
+        await questions.answer(agent, Request(scope, receive))
     await agent.end()
     await store.close()
 
