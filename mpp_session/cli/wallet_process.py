@@ -177,18 +177,25 @@ def status(*, home: Home, as_json: AsJson = False) -> None:
 def budgets(*, home: Home, as_json: AsJson = False) -> None:
     """Show what each envelope has left.
 
-    Amounts are base units of its token.
+    Amounts are decimals of its token; with --json they are base units.
 
     \b
     mpp-session wallet budgets --home wallet
     """  # noqa: D301
+    from channel.types import TokenUnit
+
     found = _ask(home, "GET", "/budgets")
     if as_json:
         print_json(found)
         return
-    columns = ("scope", "token", "amount", "spent", "left", "locked", "locked_max")
+    amounts = ("amount", "spent", "left", "locked", "locked_max")
     print_table(
-        [{name: _number(one[name]) for name in columns} for one in found], right=columns[2:]
+        [
+            {"scope": one["scope"], "token": one["token"]}
+            | {name: TokenUnit("", one["decimals"]).format(one[name]).strip() for name in amounts}
+            for one in found
+        ],
+        right=amounts,
     )
 
 
@@ -439,7 +446,3 @@ def _ask(home: Path, method: str, path: str, body: object = None) -> Any:
     from mpp_session.wallet.server.owner_client import ask_owner_door
 
     return ask_owner_door(home, method, path, body)
-
-
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)

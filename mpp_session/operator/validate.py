@@ -494,7 +494,10 @@ async def _openapi(server: _Server) -> str:
     answer = await server.ask(path="/openapi.json")
     if not answer.is_success:
         raise _SkipError(f"/openapi.json gets {answer.status_code}")
-    remedy = "publish what the challenges ask; `mpp-session discovery` prints such a document"
+    remedy = (
+        "publish what the challenges ask: `sell(..., discovery=True)` does, and `mpp-session "
+        "discovery openapi` prints such a document"
+    )
     document = _decode(answer.content)
     if not isinstance(document, dict):
         raise _FaultError("/openapi.json cannot be read as a JSON object", remedy)

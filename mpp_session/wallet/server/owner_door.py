@@ -113,7 +113,13 @@ class OwnerDoor:
         return await self._wallet.books.agents()
 
     async def _budgets(self, _: Request) -> object:
-        return await self._wallet.books.budgets()
+        before = self._wallet.policy.tokens
+        found = await self._wallet.books.budgets()
+        tokens = {**before, **self._wallet.policy.tokens}  # a reload may have come between
+        return [
+            {**msgspec.to_builtins(one), "decimals": tokens[one.token].unit.decimals}
+            for one in found
+        ]
 
     async def _freeze(self, request: Request) -> object:
         order = await _read(request, ScopeOrder)

@@ -198,7 +198,7 @@ def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
     home = ["--home", str(wallet.home)]
     found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
     assert {one["name"] for one in found["agents"]} == {"scout", "miser", "far"}
-    assert "small" in run(APP, ["wallet", "budgets", *home]).stdout
+    assert "0.000300" in run(APP, ["wallet", "budgets", *home]).stdout  # of the envelope `small`
     refused = run(APP, ["wallet", "freeze", "agent", "stranger", *home])
     assert isinstance(refused.exception, ConfigError)
     before = wallet.policy.read_text()
