@@ -295,7 +295,13 @@ def _move(db: sqlite3.Connection, each: Sum, now: float) -> None:
 
 
 def _take(db: sqlite3.Connection, each: Sum, bucket: int, back: int) -> None:
-    """Take from a bucket, also from one that has left the window, if it is kept."""
+    """Take from a bucket, also from one that has left the window, if it is kept.
+
+    Never more than it holds: of a bucket that was forgotten nothing is in the total, also where the
+    clock was set back and its time is within the window again.
+    """
+    if each.window_s is not None:
+        back = min(back, sum(amount for _, amount in _rows(db, each, bucket, bucket + 1)))
     if each.window_s is None or bucket >= each.since:
         each.total -= back
     if each.window_s is not None:

@@ -149,6 +149,20 @@ def test_another_window_goes_on_with_what_was_spent(
         assert total(db, sums, new, now) == expected, "only what the channel added comes back"
 
 
+@pytest.mark.parametrize("amount", [300, 400])
+def test_what_was_forgotten_is_not_taken_from_others(amount: int) -> None:
+    """A clock that is set back far brings a forgotten bucket's time into the window again."""
+    with closing(opened()) as db:
+        sums, counter = Sums(), counter_of(60)
+        spend(db, sums, counter, amount, NOW, channel=1, signed=0)
+        spend(db, sums, counter, 250, NOW + 2_000, channel=2, signed=0)
+        spend(db, sums, counter, 50, NOW + 2_002, channel=2, signed=250)
+        sums.give_back(db, 1, signed=amount, settled=0, now=NOW + 10)
+        assert total(db, sums, counter, NOW + 10) == 300
+        sums.give_back(db, 2, signed=300, settled=260, now=NOW + 2_003)
+        assert total(db, sums, counter, NOW + 2_003) == 260
+
+
 def test_a_long_lived_channel_keeps_few_entries() -> None:
     """What the window has left behind is forgotten."""
     counter = counter_of(60)
