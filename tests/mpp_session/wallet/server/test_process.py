@@ -193,9 +193,13 @@ def test_code_that_blocks_pays_too(wallet: WalletProcess, shop_url: str) -> None
     assert closed.state == "closed"
 
 
-def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess) -> None:
+def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess, shop_url: str) -> None:
     run = CliRunner().invoke
     home = ["--home", str(wallet.home)]
+    miser = wallet.address("miser"), wallet.tokens["miser"]
+    with open_sync_client(wallet=miser[0], token=miser[1]) as client:
+        if not client.payments.channels():  # none of an earlier test
+            assert client.post(f"{shop_url}/echo").is_success
     found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
     assert {one["name"] for one in found["agents"]} == {"scout", "miser", "far"}
     assert "0.000300" in run(APP, ["wallet", "budgets", *home]).stdout  # of the envelope `small`
