@@ -21,14 +21,30 @@ def wallet(chain: TestChain) -> Iterator[WalletProcess]:
         yield running
 
 
+@pytest.fixture
+def own_wallet(chain: TestChain) -> Iterator[WalletProcess]:
+    """A wallet for one test, which changes its policy or stops its agents for good."""
+    with running_wallet(chain) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
-def pace() -> Pace:
+def _pace() -> Pace:
     return Pace()
+
+
+@pytest.fixture
+def pace(_pace: Pace) -> Pace:
+    """The shop's pace, with nothing said yet."""
+    while _pace.go.acquire(blocking=False):
+        pass
+    _pace.said.clear()
+    return _pace
 
 
 @pytest.fixture(scope="module")
 def shop_url(
-    chain: TestChain, pace: Pace, tmp_path_factory: pytest.TempPathFactory
+    chain: TestChain, _pace: Pace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    with selling(chain, tmp_path_factory.mktemp("shop"), pace) as url:
+    with selling(chain, tmp_path_factory.mktemp("shop"), _pace) as url:
         yield url

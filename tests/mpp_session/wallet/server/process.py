@@ -29,6 +29,8 @@ from mpp_session.testing import TestChain, TestProvider
 
 START_S = 60.0
 PASSWORD = "correct horse"  # noqa: S105 -- of a test
+NAMES = ("scout", "miser", "far", "reader", "leaver")
+"""Tests run in any order on one wallet, so those that count have agents of their own."""
 OTHER_UID = 61_234
 """A user without an account, for an agent that must not be the wallet's own user."""
 
@@ -98,9 +100,7 @@ class WalletProcess:
         self.home = folder / "home"
         self.policy = folder / "policy.toml"
         self.keystore = folder / "key.json"
-        self.tokens = {
-            name: f"mpp_{secrets.token_urlsafe(32)}" for name in ("scout", "miser", "far")
-        }
+        self.tokens = {name: f"mpp_{secrets.token_urlsafe(32)}" for name in NAMES}
         self.revision = 0
         self.chain = chain
         key = chain.account("payer").private_key

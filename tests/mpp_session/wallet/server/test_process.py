@@ -1,6 +1,7 @@
 """Agents pay through a wallet process as they pay by themselves, within its owner's policy."""
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -45,8 +46,11 @@ async def owner(wallet: WalletProcess, path: str, body: object = None) -> None:
     await asyncio.to_thread(ask_owner_door, wallet.home, "POST", path, body)
 
 
-async def test_a_request_is_made_paid_and_answered(wallet: WalletProcess, shop_url: str) -> None:
+async def test_a_request_is_made_paid_and_answered(
+    own_wallet: WalletProcess, shop_url: str
+) -> None:
     """Only the shop's own fields come back, and only the agent's own arrive there."""
+    wallet = own_wallet
     async with agent(wallet, task="report") as client:
         with attach_purpose(Purpose(reason="a second source")):
             answer = await client.post(
@@ -104,7 +108,8 @@ async def test_an_overspent_budget_is_the_same_error_and_signs_nothing(
 async def test_a_stream_comes_as_it_is_said_and_ends_with_a_freeze(
     wallet: WalletProcess, shop_url: str, pace: Pace
 ) -> None:
-    async with agent(wallet) as client, client.stream("GET", f"{shop_url}/stream") as answer:
+    reader = functools.partial(agent, wallet, "reader")
+    async with reader() as client, client.stream("GET", f"{shop_url}/stream") as answer:
         assert answer.status_code == 200
         lines = answer.aiter_lines()
         for number in range(3):
@@ -112,7 +117,7 @@ async def test_a_stream_comes_as_it_is_said_and_ends_with_a_freeze(
             while f"word {number}" not in await anext(lines):
                 pass
             assert pace.said == [str(one) for one in range(number + 1)]
-        await owner(wallet, "/freeze", {"scope": "agent scout", "reason": "test"})
+        await owner(wallet, "/freeze", {"scope": "agent reader", "reason": "test"})
         for _ in range(396):
             pace.go.release()
         with pytest.raises(PolicyRefusedError) as caught:
@@ -120,12 +125,12 @@ async def test_a_stream_comes_as_it_is_said_and_ends_with_a_freeze(
                 pass
         assert caught.value.code == "frozen"
         assert len(pace.said) < 400
-    async with agent(wallet) as client:
+    async with reader() as client:
         with pytest.raises(PolicyRefusedError) as caught:
             await client.post(f"{shop_url}/echo", json={})
         assert caught.value.code == "frozen"
-    await owner(wallet, "/unfreeze", {"scope": "agent scout"})
-    async with agent(wallet) as client:
+    await owner(wallet, "/unfreeze", {"scope": "agent reader"})
+    async with reader() as client:
         assert (await client.post(f"{shop_url}/echo", json={})).is_success
 
 
@@ -166,7 +171,7 @@ async def test_what_a_wallet_cannot_do_is_said(wallet: WalletProcess) -> None:
 async def test_an_agent_that_leaves_ends_its_stream(
     wallet: WalletProcess, shop_url: str, pace: Pace
 ) -> None:
-    async with agent(wallet) as client:
+    async with agent(wallet, "leaver") as client:
         async with client.stream("GET", f"{shop_url}/stream") as answer:
             pace.go.release()
             await anext(answer.aiter_lines())
@@ -179,7 +184,7 @@ async def test_an_agent_that_leaves_ends_its_stream(
 
 async def is_idle(wallet: WalletProcess) -> bool:
     found = await asyncio.to_thread(ask_owner_door, wallet.home, "GET", "/status")
-    return int(found["running"]["scout"]) == 0
+    return int(found["running"]["leaver"]) == 0
 
 
 def test_code_that_blocks_pays_too(wallet: WalletProcess, shop_url: str) -> None:
@@ -193,15 +198,14 @@ def test_code_that_blocks_pays_too(wallet: WalletProcess, shop_url: str) -> None
     assert closed.state == "closed"
 
 
-def test_the_owner_reads_reloads_and_revokes(wallet: WalletProcess, shop_url: str) -> None:
-    run = CliRunner().invoke
+def test_the_owner_reads_reloads_and_revokes(own_wallet: WalletProcess, shop_url: str) -> None:
+    wallet, run = own_wallet, CliRunner().invoke
     home = ["--home", str(wallet.home)]
     miser = wallet.address("miser"), wallet.tokens["miser"]
     with open_sync_client(wallet=miser[0], token=miser[1]) as client:
-        if not client.payments.channels():  # none of an earlier test
-            assert client.post(f"{shop_url}/echo").is_success
+        assert client.post(f"{shop_url}/echo").is_success
     found = json.loads(run(APP, ["wallet", "status", "--json", *home]).stdout)
-    assert {one["name"] for one in found["agents"]} == {"scout", "miser", "far"}
+    assert {one["name"] for one in found["agents"]} == set(wallet.tokens)
     assert "0.000300" in run(APP, ["wallet", "budgets", *home]).stdout  # of the envelope `small`
     refused = run(APP, ["wallet", "freeze", "agent", "stranger", *home])
     assert isinstance(refused.exception, ConfigError)

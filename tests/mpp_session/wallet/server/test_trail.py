@@ -53,8 +53,9 @@ def strings(value: Any) -> list[str]:
 
 
 def test_a_payment_is_recorded_and_nothing_secret_is_in_it(
-    wallet: WalletProcess, shop_url: str, pace: Pace
+    own_wallet: WalletProcess, shop_url: str, pace: Pace
 ) -> None:
+    wallet = own_wallet
     asyncio.run(pay(wallet, shop_url))
     wallet.stop()
     found = report(wallet.home)
