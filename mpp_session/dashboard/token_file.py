@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from channel.errors import ConfigError
+from channel.files import write_new
 from mpp_session.settings import Secret
 from mpp_session.settings.admin import TOKEN_CHARS_MIN
 
@@ -13,7 +14,7 @@ __all__ = ["TOKEN_BYTES", "read_or_make_token"]
 
 TOKEN_BYTES: Final = 32
 _READ_BY_OTHERS: Final = 0o077
-_OWN: Final = 0o600
+_NAME_BYTES: Final = 8
 
 
 def read_or_make_token(path: Path) -> Secret:
@@ -24,16 +25,18 @@ def read_or_make_token(path: Path) -> Secret:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # O_EXCL: of several processes that start together, one makes it
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWN)
-        except FileExistsError:
+        if path.exists():
             return _read(path)
         token = secrets.token_urlsafe(TOKEN_BYTES)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        made = path.with_name(f".{path.name}-{secrets.token_hex(_NAME_BYTES)}")
+        write_new(made, f"{token}\n".encode())
+        try:
+            # of several processes that start together one places its file, whole
+            os.link(made, path)
+        except FileExistsError:
+            return _read(path)
+        finally:
+            made.unlink()
     except OSError as error:
         raise ConfigError(
             f"the dashboard's token file {path} cannot be used: {error.strerror}; set "

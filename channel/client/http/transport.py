@@ -213,9 +213,10 @@ class PayingTransport(httpx.AsyncBaseTransport):
         except _NEVER_SENT:
             self._payer.note_unsent(paid_request)
             raise
-        except (asyncio.CancelledError, PaymentOutcomeUnknownError):
-            if header is not None:
+        except (asyncio.CancelledError, PaymentOutcomeUnknownError) as error:
+            if isinstance(error, PaymentOutcomeUnknownError):
                 self._note_lost(request, body, paid_request)
+            if header is not None:
                 with contextlib.suppress(StoreError):  # the cancellation must reach the caller
                     await self._payer.count_unanswered(paid_request)
             raise

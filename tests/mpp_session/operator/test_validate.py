@@ -20,6 +20,7 @@ from channel.wire.encoding import (
     decode_base64url,
     encode_base64url,
     format_checksum_address,
+    format_timestamp,
     parse_json_object,
 )
 from channel.wire.problem import PROBLEM_CONTENT_TYPE, problem_uri
@@ -37,7 +38,6 @@ REQUEST: dict[str, Any] = {
     "unitType": "request",
     "methodDetails": {"chainId": 31337, "escrowContract": ADDRESS},
 }
-LATER = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 900))
 
 
 class Shop:
@@ -47,7 +47,7 @@ class Shop:
         self.intents = ["session"]
         self.request = REQUEST
         self.encode: Callable[[dict[str, Any]], bytes] = canonical_json
-        self.expires: str | None = LATER
+        self.expires: str | None = format_timestamp(time.time() + 900)
         self.ids: str | None = None
         self.lines: list[str] | None = None
         """Of `WWW-Authenticate`, instead of the offers."""

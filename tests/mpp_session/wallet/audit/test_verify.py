@@ -336,7 +336,7 @@ def test_a_signature_is_checked_and_not_only_the_hash(path: Path) -> None:
     trail = write(path, [1])
     (note,) = split_notes(trail.notes)
     place = trail.notes.rindex(b" ") + 20
-    changed = bytes([trail.notes[place] ^ 1])
+    changed = b"A" if trail.notes[place : place + 1] != b"A" else b"B"
     forged = trail.notes[:place] + changed + trail.notes[place + 1 :]
     assert trail.key.verifies(note)
     assert not trail.key.verifies(split_notes(forged)[0])
