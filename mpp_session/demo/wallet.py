@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from channel.files import write_new
 from mpp_session.demo.child import run_child
 from mpp_session.demo.report import Trail, TrailStep
 from mpp_session.wallet.audit.index import Index
@@ -104,7 +105,7 @@ async def run_wallet(
     )
     home, token_file = folder / "wallet", folder / "agent.token"
     for path, text in ((folder / "policy.toml", policy), (token_file, token)):
-        await asyncio.to_thread(_write_private, path, text)
+        await asyncio.to_thread(write_new, path, text.encode())
     command = [sys.executable, "-m", "mpp_session.cli", "wallet", "run", "--until-eof"]
     command += [f"--policy={folder / 'policy.toml'}", f"--home={home}"]
     command += [f"--devnet={folder / 'devnet.json'}"]
@@ -124,8 +125,3 @@ def read_trail(home: Path, channel_id: bytes) -> Trail:
             steps = tell(index, f"0x{channel_id.hex()}")
     story = tuple(TrailStep(step.seq, step.kind, step.text) for step in steps)
     return Trail(story, str(report), report.is_good)
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.touch(mode=0o600)
-    path.write_text(text)
